@@ -1,0 +1,11 @@
+"""Triton kernels and their launchers: a leaf, one file per op, installed as ``fastdl.kernels``.
+
+Each op's module offers ``forward(...)`` and ``backward(...)`` that fill the output tensors they are
+handed (the contract in docs/design.md); nothing here allocates what a caller sees or imports fastdl.
+"""
+
+if __name__ != "fastdl.kernels":
+    raise ImportError(
+        f"this package is fastdl.kernels, imported as {__name__!r}: the repository root is on "
+        "sys.path; write `from fastdl import kernels`"
+    )

@@ -1,0 +1,81 @@
+"""Activations inside kernels: y = act(x), and dx = dy * act'(x) written in terms of y.
+
+``ACT`` is the name as ``fastdl.activations`` lists it ("" for none), ``param`` its float parameter
+(negative_slope of leaky_relu, alpha of elu). All arithmetic is in float32. NaN passes through every
+forward, as in torch, which is why none of them uses ``tl.maximum`` (it drops NaN).
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def activate(x, param, ACT: tl.constexpr):
+    """act(x) for float32 ``x``."""
+    if ACT == "relu":
+        x = tl.where(x < 0.0, 0.0, x)
+    elif ACT == "leaky_relu":
+        x = tl.where(x > 0.0, x, x * param)
+    elif ACT == "elu":
+        x = tl.where(x <= 0.0, param * _expm1(x), x)
+    elif ACT == "sigmoid":
+        x = _sigmoid(x)
+    elif ACT == "tanh":
+        x = _tanh(x)
+    elif ACT == "softplus":
+        x = tl.where(x > 20.0, x, _softplus(x))
+    return x
+
+
+@triton.jit
+def activation_grad(dy, y, param, ACT: tl.constexpr):
+    """dy * act'(x) from the output ``y`` (both float32)."""
+    if ACT == "relu":
+        dy = tl.where(y <= 0.0, 0.0, dy)
+    elif ACT == "leaky_relu":
+        dy = tl.where(y > 0.0, dy, dy * param)
+    elif ACT == "elu":
+        dy = tl.where(y <= 0.0, dy * (y + param), dy)
+    elif ACT == "sigmoid":
+        dy = dy * (1.0 - y) * y
+    elif ACT == "tanh":
+        dy = dy * (1.0 - y * y)
+    elif ACT == "softplus":
+        dy = tl.where(y > 20.0, dy, -dy * _expm1(-y))
+    return dy
+
+
+@triton.jit
+def _expm1(x):
+    """exp(x) - 1 without cancellation near 0: the series below 0.35 in magnitude, exp elsewhere."""
+    series = 1.0 + x / 8.0 * (1.0 + x / 9.0)
+    series = 1.0 + x / 6.0 * (1.0 + x / 7.0 * series)
+    series = 1.0 + x / 4.0 * (1.0 + x / 5.0 * series)
+    series = x * (1.0 + x / 2.0 * (1.0 + x / 3.0 * series))
+    return tl.where(tl.abs(x) < 0.35, series, tl.exp(x) - 1.0)
+
+
+@triton.jit
+def _log1p(x):
+    """log(1 + x) for 0 <= x <= 1, correcting the rounding of 1 + x."""
+    u = 1.0 + x
+    return tl.where(u == 1.0, x, tl.log(u) * (x / (u - 1.0)))
+
+
+@triton.jit
+def _sigmoid(x):
+    e = tl.exp(-tl.abs(x))
+    return tl.where(x >= 0.0, 1.0 / (1.0 + e), e / (1.0 + e))
+
+
+@triton.jit
+def _tanh(x):
+    t = _expm1(-2.0 * tl.abs(x))
+    y = -t / (t + 2.0)
+    return tl.where(x < 0.0, -y, y)
+
+
+@triton.jit
+def _softplus(x):
+    positive = tl.where(x < 0.0, 0.0, x)
+    return positive + _log1p(tl.exp(-tl.abs(x)))
