@@ -1,0 +1,206 @@
+"""affine_grid_sample: affine_grid and grid_sample in one, the grid never in memory.
+
+Saved for backward: the input and theta. An image that needs no gradient costs none: only theta's is computed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends, reference
+from ._common import (
+    autocast_dtype,
+    check_tensors,
+    complaint,
+    differentiate,
+    empty_if,
+    needs_grad,
+    register,
+    unsupported,
+    wanted,
+)
+
+OP = "affine_grid_sample"
+MODES = ("bilinear", "nearest", "bicubic")
+PADDING_MODES = ("zeros", "border", "reflection")
+
+
+def affine_grid_sample(
+    input: Tensor,
+    theta: Tensor,
+    size: Any,
+    mode: str,
+    padding_mode: str,
+    align_corners: bool | None,
+) -> Tensor:
+    """``fastdl.functional.affine_grid_sample`` after its defaults."""
+    check_tensors(OP, input=input, theta=theta)
+    align_corners = bool(align_corners)
+    _check(input, theta, size, mode, padding_mode)
+
+    if input.numel() == 0 or theta.numel() == 0:
+        backend = "reference"
+    else:
+        reason = _unsupported(input, theta, mode)
+        backend = backends.choose(OP, input.device, input.dtype, reason).backend
+    # autocast's policy for grid_sampler is float32; the kernel reads any dtype, so only the output changes
+    dtype = torch.float32 if autocast_dtype(input) and input.dtype != torch.float64 else input.dtype
+    if backend == "reference":
+        return reference.affine_grid_sample(input.to(dtype), theta, size, mode, padding_mode, align_corners)
+
+    args = (input, theta, [*size[2:]], mode, padding_mode, align_corners, dtype, backend)
+    return _AffineGridSample.apply(*args) if needs_grad(input, theta) else forward_op(*args)
+
+
+def _check(input: Tensor, theta: Tensor, size: Any, mode: str, padding_mode: str) -> None:
+    if mode not in MODES:
+        raise ValueError(complaint(OP, f"mode to be one of {', '.join(MODES)}", repr(mode)))
+    if padding_mode not in PADDING_MODES:
+        raise ValueError(complaint(OP, f"padding_mode to be one of {', '.join(PADDING_MODES)}", repr(padding_mode)))
+    if not theta.is_floating_point():
+        raise ValueError(complaint(OP, "theta of a floating-point dtype", theta.dtype))
+    if not isinstance(size, (tuple, list)) or len(size) not in (4, 5):
+        raise NotImplementedError(complaint(OP, "size to be (N, C, H, W) or (N, C, D, H, W)", size))
+    spatial = len(size) - 2
+    if theta.dim() != 3 or theta.shape[1:] != (spatial, spatial + 1):
+        expected = f"theta of shape [N, {spatial}, {spatial + 1}] for size {tuple(size)}"
+        raise ValueError(complaint(OP, expected, list(theta.shape)))
+    if min(size) <= 0:
+        raise ValueError(complaint(OP, "size to be positive", tuple(size)))
+    if theta.shape[0] != size[0]:
+        raise RuntimeError(complaint(OP, f"as many theta as size says, {size[0]}", theta.shape[0]))
+    if input.dim() != len(size) or input.shape[0] not in (1, theta.shape[0]):
+        expected = f"input of {len(size)} dimensions and batch {theta.shape[0]} or 1, like theta"
+        raise RuntimeError(complaint(OP, expected, list(input.shape)))
+    if any(extent == 0 for extent in input.shape[2:]):
+        raise RuntimeError(complaint(OP, "input with a non-empty image", list(input.shape)))
+
+
+def _unsupported(input: Tensor, theta: Tensor, mode: str) -> str | None:
+    if input.dim() != 4:
+        return "volumes have no kernel"
+    if mode == "bicubic":
+        return "mode 'bicubic' has no kernel"
+    if theta.dtype not in backends.KERNEL_DTYPES:
+        return f"theta in {str(theta.dtype).removeprefix('torch.')} has no kernel"
+    return unsupported(input, theta)
+
+
+def _allocate_forward(
+    x: Tensor,
+    theta: Tensor,
+    size: list[int],
+    mode: str,
+    padding_mode: str,
+    align_corners: bool,
+    dtype: torch.dtype,
+    backend: str,
+) -> Tensor:
+    """out [N, C, OH, OW], contiguous whatever the input is, as grid_sample's."""
+    return x.new_empty((theta.shape[0], x.shape[1], *size), dtype=dtype)
+
+
+def _fill_forward(
+    out: Tensor,
+    x: Tensor,
+    theta: Tensor,
+    size: list[int],
+    mode: str,
+    padding_mode: str,
+    align_corners: bool,
+    dtype: torch.dtype,
+    backend: str,
+) -> None:
+    backends.kernel(backend, OP).forward(
+        x, theta, out, mode=mode, padding_mode=padding_mode, align_corners=align_corners
+    )
+
+
+def _allocate_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    theta: Tensor,
+    mode: str,
+    padding_mode: str,
+    align_corners: bool,
+    output_mask: list[bool],
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """grad_x like x, grad_theta [N, 2, 3] contiguous."""
+    return (
+        empty_if(output_mask[0], x, x),
+        theta.new_empty(theta.shape) if output_mask[1] else theta.new_empty(0),
+    )
+
+
+def _fill_backward(
+    outputs: tuple[Tensor, Tensor],
+    grad_out: Tensor,
+    x: Tensor,
+    theta: Tensor,
+    mode: str,
+    padding_mode: str,
+    align_corners: bool,
+    output_mask: list[bool],
+    backend: str,
+) -> None:
+    backends.kernel(backend, OP).backward(
+        grad_out,
+        x,
+        theta,
+        *(wanted(tensor, flag) for tensor, flag in zip(outputs, output_mask, strict=True)),
+        mode=mode,
+        padding_mode=padding_mode,
+        align_corners=align_corners,
+    )
+
+
+forward_op = register(
+    "affine_grid_sample_forward(Tensor x, Tensor theta, SymInt[] size, str mode, str padding_mode, "
+    "bool align_corners, ScalarType dtype, str backend) -> Tensor",
+    _allocate_forward,
+    _fill_forward,
+)
+backward_op = register(
+    "affine_grid_sample_backward(Tensor grad_out, Tensor x, Tensor theta, str mode, str padding_mode, "
+    "bool align_corners, bool[] output_mask, str backend) -> (Tensor, Tensor)",
+    _allocate_backward,
+    _fill_backward,
+)
+
+
+class _AffineGridSample(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        theta: Tensor,
+        size: list[int],
+        mode: str,
+        padding_mode: str,
+        align_corners: bool,
+        dtype: torch.dtype,
+        backend: str,
+    ) -> Tensor:
+        out = forward_op(x, theta, size, mode, padding_mode, align_corners, dtype, backend)
+        ctx.save_for_backward(x, theta)
+        ctx.options, ctx.size, ctx.dtype = (mode, padding_mode, align_corners), size, dtype
+        ctx.backend = backend
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        x, theta = ctx.saved_tensors
+        needs = [ctx.needs_input_grad[i] for i in range(2)]
+        if torch.is_grad_enabled():
+            size = (theta.shape[0], x.shape[1], *ctx.size)
+            with torch.autocast(x.device.type, enabled=False):
+                y = reference.affine_grid_sample(x.to(ctx.dtype), theta, size, *ctx.options)
+            grads = differentiate(y, [x, theta], grad_out)
+        else:
+            found = backward_op(grad_out, x, theta, *ctx.options, needs, ctx.backend)
+            grads = [wanted(tensor, flag) for tensor, flag in zip(found, needs, strict=True)]
+        return *grads, None, None, None, None, None, None

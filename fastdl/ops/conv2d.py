@@ -1,0 +1,299 @@
+"""conv2d with bias and activation in the epilogue.
+
+Saved for backward: input and weight, and the output if there is an activation (its derivative is told from
+the output, so no mask and no pre-activation is kept).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import activations, backends, reference
+from ._common import (
+    autocast_dtype,
+    check_tensors,
+    complaint,
+    differentiate,
+    empty,
+    empty_if,
+    is_channels_last,
+    needs_grad,
+    pair,
+    register,
+    unsupported,
+    wanted,
+)
+
+OP = "conv2d"
+Pair = tuple[int, int]
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    activation: str | None,
+    activation_param: float | None,
+) -> Tensor:
+    """``fastdl.functional.conv2d`` after its defaults."""
+    check_tensors(OP, input=input, weight=weight, bias=bias)
+    name, param = activations.resolve(OP, activation, activation_param)
+    stride, dilation = pair(OP, "stride", stride), pair(OP, "dilation", dilation)
+    low = autocast_dtype(input)
+    if low is not None:  # torch's policy for convolutions: the lower precision, float64 excepted
+        input, weight, bias = (
+            t.to(low) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
+            for t in (input, weight, bias)
+        )
+    _check(input, weight, bias, stride, dilation, groups)
+    before, after = _padding(input, weight, stride, padding, dilation)
+
+    if input.numel() == 0 or weight.numel() == 0:
+        backend = "reference"
+    else:
+        backend = backends.choose(OP, input.device, input.dtype, unsupported(input, weight, bias)).backend
+    if before != after:  # padding="same" with an even reach: torch pads one more on the far side
+        input = F.pad(input, (0, after[1] - before[1], 0, after[0] - before[0]))
+    if backend == "reference":
+        return reference.conv2d(input, weight, bias, stride, before, dilation, groups, name, param)
+
+    x = input if input.dim() == 4 else input.unsqueeze(0)
+    args = (x, weight, bias, stride, before, dilation, groups, name, param, backend)
+    out = _Conv2d.apply(*args) if needs_grad(input, weight, bias) else forward_op(*args)
+    return out if input.dim() == 4 else out.squeeze(0)
+
+
+def _check(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, dilation: Pair, groups: int
+) -> None:
+    if input.dim() not in (3, 4):
+        raise RuntimeError(complaint(OP, "input of shape [N, C, H, W] or [C, H, W]", list(input.shape)))
+    if weight.dim() != 4:
+        raise RuntimeError(complaint(OP, "weight of shape [K, C/groups, R, S]", list(weight.shape)))
+    if not isinstance(groups, int):
+        raise TypeError(complaint(OP, "groups to be an int", repr(groups)))
+    if groups <= 0 or weight.shape[0] % groups or weight.shape[0] < groups:
+        raise RuntimeError(
+            complaint(OP, f"groups that divide the {weight.shape[0]} output channels of weight", groups)
+        )
+    channels = input.shape[input.dim() - 3]
+    if channels != weight.shape[1] * groups:
+        raise RuntimeError(
+            complaint(
+                OP,
+                f"input of {weight.shape[1] * groups} channels "
+                f"(weight {list(weight.shape)}, groups={groups})",
+                f"{channels} in {list(input.shape)}",
+            )
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise RuntimeError(complaint(OP, f"bias of shape [{weight.shape[0]}]", list(bias.shape)))
+    for argument, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype != input.dtype:
+            raise RuntimeError(complaint(OP, f"{argument} of the input's dtype {input.dtype}", tensor.dtype))
+    for argument, value in (("stride", stride), ("dilation", dilation)):
+        if min(value) <= 0:
+            raise RuntimeError(complaint(OP, f"{argument} to be positive", value))
+
+
+def _padding(
+    input: Tensor, weight: Tensor, stride: Pair, padding: Any, dilation: Pair
+) -> tuple[Pair, Pair]:
+    """Zeros before and after each axis of the image, from an int, a pair, "same" or "valid"."""
+    reach = tuple(dilation[i] * (weight.shape[2 + i] - 1) for i in (0, 1))
+    if isinstance(padding, str):
+        if padding not in ("same", "valid"):
+            raise RuntimeError(complaint(OP, "padding to be 'same', 'valid', an int or a pair", repr(padding)))
+        if padding == "valid":
+            before = after = (0, 0)
+        else:
+            if stride != (1, 1):
+                raise RuntimeError(complaint(OP, "stride 1 with padding='same'", stride))
+            before = (reach[0] // 2, reach[1] // 2)
+            after = (reach[0] - before[0], reach[1] - before[1])
+    else:
+        before = after = pair(OP, "padding", padding)
+        if min(before) < 0:
+            raise RuntimeError(complaint(OP, "padding to be non-negative", before))
+    for axis in (0, 1):
+        size = input.shape[input.dim() - 2 + axis]
+        if size + before[axis] + after[axis] < reach[axis] + 1:
+            raise RuntimeError(
+                complaint(
+                    OP,
+                    f"a padded input of at least the kernel's {[r + 1 for r in reach]}",
+                    f"input {list(input.shape)} with padding {before}",
+                )
+            )
+    return before, after
+
+
+def _allow_tf32() -> bool:
+    """Whether torch's own convolutions may round float32 operands to TF32."""
+    precision = torch.backends.cudnn.conv.fp32_precision
+    return precision == "tf32"
+
+
+def _allocate_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    activation: str,
+    activation_param: float,
+    backend: str,
+) -> Tensor:
+    """out [N, K, OH, OW], channels_last if input or weight is."""
+    spatial = (
+        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1
+        for i in (0, 1)
+    )
+    channels_last = is_channels_last(x) or is_channels_last(weight)
+    return empty(x, (x.shape[0], weight.shape[0], *spatial), channels_last)
+
+
+def _fill_forward(
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    activation: str,
+    activation_param: float,
+    backend: str,
+) -> None:
+    backends.kernel(backend, OP).forward(
+        x,
+        weight,
+        bias,
+        out,
+        stride=tuple(stride),
+        padding=tuple(padding),
+        dilation=tuple(dilation),
+        groups=groups,
+        activation=activation,
+        activation_param=activation_param,
+        allow_tf32=_allow_tf32(),
+    )
+
+
+def _allocate_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    activation: str,
+    activation_param: float,
+    output_mask: list[bool],
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """grad_x [N, C, H, W], channels_last as the output was; grad_weight like weight; grad_bias [K]."""
+    channels_last = is_channels_last(x) or is_channels_last(weight)
+    return (
+        empty(x, x.shape, channels_last) if output_mask[0] else x.new_empty(0),
+        empty_if(output_mask[1], weight, x),
+        x.new_empty(weight.shape[0] if output_mask[2] else 0),
+    )
+
+
+def _fill_backward(
+    outputs: tuple[Tensor, Tensor, Tensor],
+    grad_out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    activation: str,
+    activation_param: float,
+    output_mask: list[bool],
+    backend: str,
+) -> None:
+    backends.kernel(backend, OP).backward(
+        grad_out,
+        x,
+        weight,
+        out,
+        *(wanted(tensor, flag) for tensor, flag in zip(outputs, output_mask, strict=True)),
+        stride=tuple(stride),
+        padding=tuple(padding),
+        dilation=tuple(dilation),
+        groups=groups,
+        activation=activation,
+        activation_param=activation_param,
+        allow_tf32=_allow_tf32(),
+    )
+
+
+forward_op = register(
+    "conv2d_forward(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, "
+    "int groups, str activation, float activation_param, str backend) -> Tensor",
+    _allocate_forward,
+    _fill_forward,
+)
+backward_op = register(
+    "conv2d_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor? out, int[2] stride, int[2] padding, "
+    "int[2] dilation, int groups, str activation, float activation_param, bool[] output_mask, str backend) "
+    "-> (Tensor, Tensor, Tensor)",
+    _allocate_backward,
+    _fill_backward,
+)
+
+
+class _Conv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        groups: int,
+        activation: str,
+        activation_param: float,
+        backend: str,
+    ) -> Tensor:
+        out = forward_op(
+            x, weight, bias, stride, padding, dilation, groups, activation, activation_param, backend
+        )
+        ctx.save_for_backward(x, weight, bias, out if activation else None)
+        ctx.window = (stride, padding, dilation, groups)
+        ctx.activation, ctx.backend = (activation, activation_param), backend
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, out = ctx.saved_tensors
+        needs = [ctx.needs_input_grad[i] for i in range(3)]
+        if torch.is_grad_enabled():
+            with torch.autocast(x.device.type, enabled=False):
+                y = reference.conv2d(x, weight, bias, *ctx.window, *ctx.activation)
+            grads = differentiate(y, [x, weight, bias], grad_out)
+        else:
+            found = backward_op(
+                grad_out, x, weight, out, *ctx.window, *ctx.activation, needs, ctx.backend
+            )
+            grads = [wanted(tensor, flag) for tensor, flag in zip(found, needs, strict=True)]
+        return *grads, None, None, None, None, None, None, None

@@ -1,0 +1,258 @@
+"""cross_entropy: one read of the logits forward; one float32 per row is saved, never the softmax."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import backends, reference
+from ._common import autocast_dtype, check_tensors, complaint, differentiate, needs_grad, register, unsupported
+
+OP = "cross_entropy"
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+) -> Tensor:
+    """``fastdl.functional.cross_entropy`` after its defaults and legacy arguments."""
+    check_tensors(OP, input=input, target=target, weight=weight)
+    _check(input, target, weight, ignore_index, reduction, label_smoothing)
+
+    if input.numel() == 0:
+        backend = "reference"
+    else:
+        backend = backends.choose(OP, input.device, input.dtype, _unsupported(input, target, weight)).backend
+    if backend == "reference":
+        try:
+            return reference.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
+        except IndexError:
+            _check_range(target, input.shape[_class_axis(input)], ignore_index)
+            raise
+
+    if not target.is_floating_point() and (input.device.type == "cpu" or backends.CHECK):
+        _check_range(target, input.shape[_class_axis(input)], ignore_index)
+    # [N, C, D] logits, [N, D] or [N, C, D] targets, whatever the number of dimensions
+    n, c = (1, input.shape[0]) if input.dim() == 1 else (input.shape[0], input.shape[1])
+    logits = input.reshape(n, c, -1)
+    flat = target.reshape(n, c, -1) if target.is_floating_point() else target.reshape(n, -1)
+    # autocast's policy is float32; the kernels compute in it anyway, so the logits need no copy
+    dtype = torch.float32 if autocast_dtype(input) else input.dtype
+    args = (logits, flat, weight, ignore_index, reduction, label_smoothing, dtype, backend)
+    loss = _CrossEntropy.apply(*args) if needs_grad(input) else forward_op(*args)[0]
+    return loss.reshape(_rows_shape(input)) if reduction == "none" else loss
+
+
+def _class_axis(input: Tensor) -> int:
+    return 0 if input.dim() == 1 else 1
+
+
+def _rows_shape(input: Tensor) -> torch.Size:
+    return input.shape[:0] if input.dim() == 1 else input.shape[:1] + input.shape[2:]
+
+
+def _check(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+) -> None:
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(complaint(OP, "reduction to be 'none', 'mean' or 'sum'", repr(reduction)))
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise RuntimeError(complaint(OP, "label_smoothing between 0.0 and 1.0", label_smoothing))
+    if input.dim() == 0:
+        raise RuntimeError(complaint(OP, "input of shape [C], [N, C] or [N, C, d1, ...]", "a scalar"))
+    classes = input.shape[_class_axis(input)]
+    if weight is not None and weight.shape != (classes,):
+        raise RuntimeError(complaint(OP, f"weight of shape [{classes}], one per class", list(weight.shape)))
+    if target.shape == input.shape and target.is_floating_point():
+        if ignore_index >= 0:
+            raise RuntimeError(
+                complaint(OP, "no ignore_index with class probabilities as target", ignore_index)
+            )
+        return
+    rows = _rows_shape(input)
+    if target.shape != rows:
+        # torch says ValueError for a wrong batch size only
+        batches = target.shape[:1] != rows[:1] and target.dim() > 0 and input.dim() > 1
+        error = ValueError if batches else RuntimeError
+        raise error(
+            complaint(
+                OP,
+                f"target of shape {list(rows)} (class indices) or {list(input.shape)} (probabilities)",
+                list(target.shape),
+            )
+        )
+    if target.dtype not in (torch.int64, torch.uint8):
+        raise RuntimeError(
+            complaint(OP, "target of dtype int64 or uint8 (class indices)", target.dtype, "use target.long()")
+        )
+
+
+def _check_range(target: Tensor, classes: int, ignore_index: int) -> None:
+    """IndexError for the first target that is neither a class nor ignored; synchronises with the device."""
+    bad = ((target < 0) | (target >= classes)) & (target != ignore_index)
+    if bad.any():
+        row = int(bad.flatten().nonzero()[0])
+        got = f"{int(target.flatten()[row])} in row {row}"
+        raise IndexError(complaint(OP, f"targets in [0, {classes}) or equal to {ignore_index}", got))
+
+
+def _unsupported(input: Tensor, target: Tensor, weight: Tensor | None) -> str | None:
+    if target.is_floating_point() and target.dtype != input.dtype:
+        return "probabilities of another dtype than the logits"
+    if needs_grad(target, weight):
+        return "gradients for target or weight"
+    if weight is not None and weight.dtype != input.dtype and not autocast_dtype(input):
+        return "weight of another dtype than the logits"
+    return unsupported(input, target, weight)
+
+
+def _allocate_forward(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    dtype: torch.dtype,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """loss [] or [N, D]; log-sum-exp [N, D] float32; the divisor of 'mean' [] float32."""
+    rows = (logits.shape[0], logits.shape[2])
+    return (
+        logits.new_empty(rows if reduction == "none" else (), dtype=dtype),
+        logits.new_empty(rows, dtype=torch.float32),
+        logits.new_empty((), dtype=torch.float32),
+    )
+
+
+def _fill_forward(
+    outputs: tuple[Tensor, Tensor, Tensor],
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    dtype: torch.dtype,
+    backend: str,
+) -> None:
+    backends.kernel(backend, OP).forward(
+        logits,
+        target,
+        weight,
+        *outputs,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+    )
+
+
+def _allocate_backward(
+    grad_loss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    lse: Tensor,
+    total_weight: Tensor,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    backend: str,
+) -> Tensor:
+    return torch.empty_like(logits)
+
+
+def _fill_backward(
+    grad_logits: Tensor,
+    grad_loss: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    lse: Tensor,
+    total_weight: Tensor,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    backend: str,
+) -> None:
+    backends.kernel(backend, OP).backward(
+        grad_loss,
+        logits,
+        target,
+        weight,
+        lse,
+        total_weight,
+        grad_logits,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+    )
+
+
+forward_op = register(
+    "cross_entropy_forward(Tensor logits, Tensor target, Tensor? weight, int ignore_index, str reduction, "
+    "float label_smoothing, ScalarType dtype, str backend) -> (Tensor, Tensor, Tensor)",
+    _allocate_forward,
+    _fill_forward,
+)
+backward_op = register(
+    "cross_entropy_backward(Tensor grad_loss, Tensor logits, Tensor target, Tensor? weight, Tensor lse, "
+    "Tensor total_weight, int ignore_index, str reduction, float label_smoothing, str backend) -> Tensor",
+    _allocate_backward,
+    _fill_backward,
+)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        ignore_index: int,
+        reduction: str,
+        label_smoothing: float,
+        dtype: torch.dtype,
+        backend: str,
+    ) -> Tensor:
+        loss, lse, total_weight = forward_op(
+            logits, target, weight, ignore_index, reduction, label_smoothing, dtype, backend
+        )
+        ctx.save_for_backward(logits, target, weight, lse, total_weight)
+        ctx.options, ctx.dtype, ctx.backend = (ignore_index, reduction, label_smoothing), dtype, backend
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        logits, target, weight, lse, total_weight = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            weight = None if weight is None else weight.to(ctx.dtype)
+            probabilities = target.to(ctx.dtype) if target.is_floating_point() else target
+            with torch.autocast(logits.device.type, enabled=False):
+                loss = reference.cross_entropy(logits.to(ctx.dtype), probabilities, weight, *ctx.options)
+            (grad_logits,) = differentiate(loss, [logits], grad_loss)
+        else:
+            grad_logits = backward_op(
+                grad_loss, logits, target, weight, lse, total_weight, *ctx.options, ctx.backend
+            )
+        return grad_logits, None, None, None, None, None, None, None
+
+
+def legacy_reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
+    """The reduction that the deprecated size_average and reduce stand for, with torch's own warning."""
+    if size_average is None and reduce is None:
+        return reduction
+    return F._Reduction.legacy_get_string(size_average, reduce)
