@@ -12,6 +12,7 @@ version = next(
 
 setup(
     version=version,
+    license="MIT",  # here, since setuptools before 77 does not take the expression from pyproject.toml
     packages=[*find_packages(include=["fastdl", "fastdl.*"]), "fastdl.kernels"],
     package_dir={"fastdl.kernels": "kernels"},
     package_data={"fastdl": ["py.typed"]},
