@@ -68,7 +68,9 @@ def resolve(op: str, activation: str | None, param: float | None) -> tuple[str, 
     """
     if activation is None:
         if param is not None:
-            raise ValueError(f"fastdl.{op}: expected activation_param with an activation, got activation=None")
+            raise ValueError(
+                f"fastdl.{op}: expected activation_param with an activation, got activation=None"
+            )
         return "", 0.0
     entry = ACTIVATIONS.get(activation)
     if entry is None:
@@ -81,7 +83,9 @@ def resolve(op: str, activation: str | None, param: float | None) -> tuple[str, 
         raise ValueError(f"fastdl.{op}: expected no activation_param for {activation!r}, got {param}")
     if param < 0 or (activation == "elu" and param == 0):
         bound = "positive" if activation == "elu" else "non-negative"
-        raise ValueError(f"fastdl.{op}: expected {entry.param_name} of {activation!r} to be {bound}, got {param}")
+        raise ValueError(
+            f"fastdl.{op}: expected {entry.param_name} of {activation!r} to be {bound}, got {param}"
+        )
     return activation, float(param)
 
 

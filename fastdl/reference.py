@@ -89,8 +89,9 @@ def affine_grid_sample(
         input = input.expand(theta.shape[0], *input.shape[1:])
     # grid_sample wants one dtype for both, and a grid in half precision would be off by whole pixels
     dtype = torch.promote_types(torch.promote_types(input.dtype, theta.dtype), torch.float32)
-    grid = F.affine_grid(theta.to(dtype), list(size), align_corners)
-    out = F.grid_sample(input.to(dtype), grid, mode, padding_mode, align_corners)
+    with torch.autocast(input.device.type, enabled=False):  # for the same reason
+        grid = F.affine_grid(theta.to(dtype), list(size), align_corners)
+        out = F.grid_sample(input.to(dtype), grid, mode, padding_mode, align_corners)
     return out.to(input.dtype)
 
 

@@ -59,7 +59,9 @@ def _check(input: Tensor, theta: Tensor, size: Any, mode: str, padding_mode: str
     if mode not in MODES:
         raise ValueError(complaint(OP, f"mode to be one of {', '.join(MODES)}", repr(mode)))
     if padding_mode not in PADDING_MODES:
-        raise ValueError(complaint(OP, f"padding_mode to be one of {', '.join(PADDING_MODES)}", repr(padding_mode)))
+        raise ValueError(
+            complaint(OP, f"padding_mode to be one of {', '.join(PADDING_MODES)}", repr(padding_mode))
+        )
     if not theta.is_floating_point():
         raise ValueError(complaint(OP, "theta of a floating-point dtype", theta.dtype))
     if not isinstance(size, (tuple, list)) or len(size) not in (4, 5):

@@ -95,7 +95,9 @@ def _check(
     channels = input.shape[1]
     if training and input.numel() == channels:
         raise ValueError(
-            complaint(OP, "more than 1 value per channel when training", f"input of shape {list(input.shape)}")
+            complaint(
+                OP, "more than 1 value per channel when training", f"input of shape {list(input.shape)}"
+            )
         )
     if (running_mean is None) != (running_var is None):
         if training:
@@ -372,9 +374,7 @@ def _differentiable_backward(
         activation = ""
     with torch.autocast(x.device.type, enabled=False):
         if ctx.training:
-            y = reference.batch_norm(
-                x, None, None, weight, bias, True, 0.0, ctx.eps, None, activation, param
-            )
+            y = reference.batch_norm(x, None, None, weight, bias, True, 0.0, ctx.eps, None, activation, param)
         else:
             y = reference.compose_batch_norm(x, mean, invstd, weight, bias, activation, param)
     return [*differentiate(y, [x, weight, bias], grad_out), grad_out if ctx.has_residual else None]

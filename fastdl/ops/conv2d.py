@@ -104,14 +104,14 @@ def _check(
             raise RuntimeError(complaint(OP, f"{argument} to be positive", value))
 
 
-def _padding(
-    input: Tensor, weight: Tensor, stride: Pair, padding: Any, dilation: Pair
-) -> tuple[Pair, Pair]:
+def _padding(input: Tensor, weight: Tensor, stride: Pair, padding: Any, dilation: Pair) -> tuple[Pair, Pair]:
     """Zeros before and after each axis of the image, from an int, a pair, "same" or "valid"."""
     reach = tuple(dilation[i] * (weight.shape[2 + i] - 1) for i in (0, 1))
     if isinstance(padding, str):
         if padding not in ("same", "valid"):
-            raise RuntimeError(complaint(OP, "padding to be 'same', 'valid', an int or a pair", repr(padding)))
+            raise RuntimeError(
+                complaint(OP, "padding to be 'same', 'valid', an int or a pair", repr(padding))
+            )
         if padding == "valid":
             before = after = (0, 0)
         else:
@@ -292,8 +292,6 @@ class _Conv2d(torch.autograd.Function):
                 y = reference.conv2d(x, weight, bias, *ctx.window, *ctx.activation)
             grads = differentiate(y, [x, weight, bias], grad_out)
         else:
-            found = backward_op(
-                grad_out, x, weight, out, *ctx.window, *ctx.activation, needs, ctx.backend
-            )
+            found = backward_op(grad_out, x, weight, out, *ctx.window, *ctx.activation, needs, ctx.backend)
             grads = [wanted(tensor, flag) for tensor, flag in zip(found, needs, strict=True)]
         return *grads, None, None, None, None, None, None, None

@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import backends, reference
-from ._common import autocast_dtype, check_tensors, complaint, differentiate, needs_grad, register, unsupported
+from ._common import (
+    autocast_dtype,
+    check_tensors,
+    complaint,
+    differentiate,
+    needs_grad,
+    register,
+    unsupported,
+)
 
 OP = "cross_entropy"
 

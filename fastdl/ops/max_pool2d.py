@@ -96,9 +96,7 @@ def _check(
             )
     for axis in (0, 1):
         size = input.shape[input.dim() - 2 + axis]
-        windows = output_size(
-            size, kernel_size[axis], stride[axis], padding[axis], dilation[axis], ceil_mode
-        )
+        windows = output_size(size, kernel_size[axis], stride[axis], padding[axis], dilation[axis], ceil_mode)
         if windows < 1:
             raise RuntimeError(
                 complaint(

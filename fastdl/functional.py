@@ -1,0 +1,283 @@
+"""Drop-in functions: torch.nn.functional's names, argument order, defaults and exceptions.
+
+What fastdl adds (``activation=``, ``residual=``) is keyword-only. Every function takes any device and dtype
+that torch's namesake takes: what no kernel covers is served by the plain torch reference
+(``fastdl.explain`` and ``fastdl.backends.record`` tell which). All are differentiable; second derivatives
+are computed through the reference.
+
+Activations: "relu", "leaky_relu" (``activation_param``: negative_slope, default 0.01), "elu"
+(``activation_param``: alpha, default 1.0), "sigmoid", "tanh", "softplus" (beta 1, threshold 20).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, overload
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .ops import affine_grid_sample as _affine_grid_sample
+from .ops import batch_norm as _batch_norm
+from .ops import conv2d as _conv2d
+from .ops import cross_entropy as _cross_entropy
+from .ops import max_pool2d as _max_pool2d
+
+__all__ = [
+    "affine_grid",
+    "affine_grid_sample",
+    "batch_norm",
+    "conv2d",
+    "cross_entropy",
+    "grid_sample",
+    "max_pool2d",
+]
+
+#: Passed through to torch: apart, the two need the grid in memory. ``affine_grid_sample`` does not, and
+#: ``fastdl.convert`` puts it in where one feeds the other.
+affine_grid = F.affine_grid
+grid_sample = F.grid_sample
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    activation: str | None = None,
+    activation_param: float | None = None,
+) -> Tensor:
+    r"""2-D convolution with bias and activation in one pass.
+
+    .. math:: out = act(input \star weight + bias)
+
+    Args:
+        input: ``[N, C, H, W]`` or ``[C, H, W]``, contiguous or channels_last. Kernels: float32, float16,
+            bfloat16; anything else by the reference.
+        weight: ``[K, C / groups, R, S]`` of the same dtype.
+        bias: ``[K]`` or None.
+        stride, dilation: an int or (height, width).
+        padding: zeros on each side: an int, (height, width), "valid" or "same".
+        groups: divides C and K; groups = C is a depthwise convolution.
+        activation: None or a name from the table above.
+        activation_param: its parameter; None means torch's default.
+
+    Returns:
+        ``[N, K, OH, OW]`` (``[K, OH, OW]``), channels_last if input or weight is. Under autocast in its
+        lower precision.
+
+    Gradients: input, weight, bias; any order (second and later through the reference).
+
+    Raises:
+        TypeError, RuntimeError: as torch.nn.functional.conv2d.
+        ValueError: for an unknown activation or a parameter out of its range.
+
+    Differs from torch: float32 on a GPU follows ``torch.backends.cudnn.conv.fp32_precision``.
+    Source: torch.nn.functional.conv2d.
+    """
+    return _conv2d.conv2d(
+        input, weight, bias, stride, padding, dilation, groups, activation, activation_param
+    )
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+    activation_param: float | None = None,
+) -> Tensor:
+    r"""Batch normalisation, the addition behind it and the activation behind that, in one pass.
+
+    .. math:: out = act((input - mean) / \sqrt{var + eps} \cdot weight + bias + residual)
+
+    Args:
+        input: ``[N, C]`` to ``[N, C, D, H, W]``, contiguous or channels_last; another layout is copied first.
+        running_mean, running_var: ``[C]``, updated in place when training (the variance unbiased), read
+            otherwise; None when training without running statistics.
+        weight, bias: ``[C]`` or None, in float32 or the dtype of input.
+        training: normalise by the batch's statistics (float32 sums) instead of the running ones.
+        momentum: share of the new statistics in the running ones.
+        eps: added to the variance.
+        residual: of the shape and dtype of input, added before the activation.
+        activation, activation_param: see the table above.
+
+    Returns:
+        Like input in shape, dtype and memory format.
+
+    Gradients: input, weight, bias, residual, in training and evaluation; any order (second and later
+    through the reference).
+
+    Raises:
+        ValueError, RuntimeError, TypeError, IndexError: as torch.nn.functional.batch_norm, with the running
+            statistics untouched.
+
+    Differs from torch: none.
+    Source: Ioffe and Szegedy, 2015 (arXiv:1502.03167); torch.nn.functional.batch_norm.
+    """
+    return _batch_norm.batch_norm(
+        input,
+        running_mean,
+        running_var,
+        weight,
+        bias,
+        training,
+        momentum,
+        eps,
+        residual,
+        activation,
+        activation_param,
+    )
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    r"""Softmax cross-entropy of logits.
+
+    .. math:: loss_n = -\sum_c weight_c \, p_{n,c} \log \mathrm{softmax}(input_n)_c
+
+    Args:
+        input: logits ``[C]``, ``[N, C]`` or ``[N, C, d1, ...]``, any strides; never written to.
+        target: class indices (int64 or uint8) of input's shape without C, or probabilities of input's shape.
+        weight: ``[C]`` or None.
+        size_average, reduce: deprecated in torch; override reduction.
+        ignore_index: target value whose rows count nothing.
+        reduction: "mean" (over the weights of the targets), "sum" or "none".
+        label_smoothing: share of the uniform distribution mixed into the target, in [0, 1].
+
+    Returns:
+        A scalar, or for "none" the loss per row. In the dtype of input; float32 under autocast.
+
+    Gradients: input, any order (second and later through the reference); target and weight through the
+    reference.
+
+    Raises:
+        ValueError, RuntimeError, TypeError: as torch.nn.functional.cross_entropy.
+        IndexError: a target outside [0, C), on the CPU, and on a GPU if ``FASTDL_CHECK=1`` was set.
+
+    Differs from torch: on a GPU a target out of range gives a NaN loss and a NaN gradient for its row, where
+    torch kills the CUDA context; the gradient of an ignored row is 0 even if its logits are NaN.
+    Source: torch.nn.functional.cross_entropy.
+    """
+    reduction = _cross_entropy.legacy_reduction(size_average, reduce, reduction)
+    return _cross_entropy.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
+
+
+@overload
+def max_pool2d(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = ...,
+    padding: int | Sequence[int] = ...,
+    dilation: int | Sequence[int] = ...,
+    ceil_mode: bool = ...,
+    return_indices: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def max_pool2d(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None,
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int],
+    ceil_mode: bool,
+    return_indices: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Maximum over windows.
+
+    .. math:: out_{oh,ow} = \max_{i,j} input_{oh \cdot s - p + i \cdot d,\; ow \cdot s - p + j \cdot d}
+
+    NaN wins its window; among equal maxima the first one gets the gradient. One byte per output is saved for
+    backward (two or four where a window has more than 256 cells), which gathers without atomics and is
+    deterministic.
+
+    Args:
+        input: ``[N, C, H, W]`` or ``[C, H, W]``, any strides.
+        kernel_size, stride, padding, dilation: an int or (height, width); stride None means kernel_size;
+            padding at most half of kernel_size.
+        ceil_mode: count windows that start inside the input even if they end outside.
+        return_indices: also return where in the ``H * W`` plane each maximum was.
+
+    Returns:
+        ``[N, C, OH, OW]`` (``[C, OH, OW]``) in the memory format of input, and the int64 indices if asked.
+
+    Gradients: input; any order.
+
+    Raises:
+        TypeError, RuntimeError: as torch.nn.functional.max_pool2d.
+
+    Differs from torch: none.
+    Source: torch.nn.functional.max_pool2d.
+    """
+    return _max_pool2d.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+def affine_grid_sample(
+    input: Tensor,
+    theta: Tensor,
+    size: Sequence[int],
+    mode: str = "bilinear",
+    padding_mode: str = "zeros",
+    align_corners: bool | None = None,
+) -> Tensor:
+    r"""Sample input at affinely transformed positions: grid_sample(input, affine_grid(theta, size)).
+
+    .. math:: out_{n,c}(x_{out}) = input_{n,c}(\theta_n \cdot (x_{out}, y_{out}, 1)^T)
+
+    in normalised coordinates, -1 to 1 across the image. The grid is never in memory; the gradient for input
+    is gathered without atomics and is deterministic.
+
+    Args:
+        input: ``[N, C, H, W]`` or ``[1, C, H, W]`` (one image for all thetas), any strides. Volumes
+            (``[N, C, D, H, W]`` with theta ``[N, 3, 4]``) by the reference.
+        theta: ``[N, 2, 3]``, any floating dtype whatever that of input.
+        size: of the output, ``(N, C, OH, OW)`` as for affine_grid; its C is not read.
+        mode: "bilinear", "nearest"; "bicubic" by the reference.
+        padding_mode: what lies outside: "zeros", "border" or "reflection".
+        align_corners: whether -1 and 1 are the centres (True) or the edges (False, None) of the corner pixels.
+
+    Returns:
+        ``[N, C, OH, OW]`` contiguous, in the dtype of input; float32 under autocast.
+
+    Gradients: input and theta; any order that grid_sample supports. If input needs none, none is computed.
+
+    Raises:
+        TypeError, ValueError, RuntimeError, NotImplementedError: as affine_grid and grid_sample.
+
+    Differs from torch: coordinates are computed in float32 also for a theta or input in half precision and
+    under autocast, where torch rounds the grid to half precision; align_corners None does not warn.
+    Source: Jaderberg et al., 2015 (arXiv:1506.02025); torch.nn.functional.affine_grid and grid_sample.
+    """
+    return _affine_grid_sample.affine_grid_sample(input, theta, size, mode, padding_mode, align_corners)
