@@ -1,0 +1,195 @@
+"""kernels/max_pool2d.py fills what it is handed: values, cells and gradients are torch's, bit for bit.
+
+A maximum is one of the inputs and gradients here are sums of small integers, so nothing is rounded and
+every comparison is exact.
+"""
+
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+if not (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"):
+    pytest.skip("needs CUDA or TRITON_INTERPRET=1", allow_module_level=True)
+pytest.importorskip("triton")
+
+from fastdl.kernels import _runtime
+from fastdl.kernels import max_pool2d as op
+
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+NAN, INF = float("nan"), float("inf")
+
+
+def options(kernel_size, stride=None, padding=0, dilation=1):
+    def pair(value):
+        return (value, value) if isinstance(value, int) else value
+
+    return {
+        "kernel_size": pair(kernel_size),
+        "stride": pair(kernel_size if stride is None else stride),
+        "padding": pair(padding),
+        "dilation": pair(dilation),
+    }
+
+
+def cells(indices, width, kernel_size, stride, padding, dilation):
+    """torch's indices h*W + w as positions kh*KW + kw in their windows."""
+    oh = torch.arange(indices.shape[2])[:, None]
+    ow = torch.arange(indices.shape[3])
+    kh = (indices // width + padding[0] - oh * stride[0]) // dilation[0]
+    kw = (indices % width + padding[1] - ow * stride[1]) // dilation[1]
+    return kh * kernel_size[1] + kw
+
+
+def unwritten(shape, like, dtype):
+    """A tensor in the memory format of ``like`` holding what no kernel writes."""
+    t = torch.empty(shape, dtype=dtype, device=like.device)
+    if like.shape[1] > 1 and like.stride(1) == 1:
+        t = t.to(memory_format=torch.channels_last)
+    return t.fill_(NAN if dtype.is_floating_point else 99)
+
+
+def check(x, ceil_mode=False, layout=lambda t: t, grad_layout=None, **opts):
+    """Forward with and without offsets, and backward, against torch on the CPU."""
+    cpu = x.cpu().float().contiguous().requires_grad_()
+    expected, indices = F.max_pool2d(cpu, **opts, ceil_mode=ceil_mode, return_indices=True)
+    count = opts["kernel_size"][0] * opts["kernel_size"][1]
+    x, out, bare = layout(x), *(layout(unwritten(expected.shape, x, x.dtype)) for _ in range(2))
+    offsets = layout(unwritten(expected.shape, x, torch.uint8 if count <= 256 else torch.int16))
+    op.forward(x, out, offsets, **opts)
+    torch.testing.assert_close(out.cpu().float(), expected.detach(), rtol=0, atol=0, equal_nan=True)
+    wanted = cells(indices, x.shape[3], **opts)
+    torch.testing.assert_close(offsets.cpu().long(), wanted, rtol=0, atol=0)
+    op.forward(x, bare, None, **opts)
+    torch.testing.assert_close(bare, out, rtol=0, atol=0, equal_nan=True)
+
+    grad_out = torch.randint(-4, 5, out.shape, device=x.device).to(x.dtype)
+    grad_out = (grad_layout or layout)(grad_out)
+    grad_x = layout(unwritten(x.shape, x, x.dtype))
+    op.backward(grad_out, offsets, grad_x, **opts)
+    (wanted,) = torch.autograd.grad(expected, cpu, grad_out.cpu().float())
+    torch.testing.assert_close(grad_x.cpu().float(), wanted, rtol=0, atol=0)
+
+
+def data(*shape, dtype=torch.float32, channels_last=False):
+    """Values of few kinds, so that windows hold ties, -inf and NaN."""
+    torch.manual_seed(0)
+    x = torch.randint(-3, 4, shape).to(dtype)
+    x.masked_fill_(torch.rand(shape) < 0.3, -INF).masked_fill_(torch.rand(shape) < 0.05, NAN)
+    x = x.to(memory_format=torch.channels_last) if channels_last else x
+    return x.to(DEVICE)
+
+
+WINDOWS = {
+    "2x2 s2": ((2, 3, 12, 10), options(2)),
+    "3x3 s2 p1": ((2, 3, 13, 12), options(3, 2, 1)),
+    "overlapping in one axis only": ((1, 2, 9, 20), options((2, 5), (2, 1), (1, 2))),
+    "gaps between windows": ((2, 2, 11, 11), options(2, 3)),
+    "dilation": ((2, 3, 14, 13), options(3, 2, 1, (2, 3))),
+    "one cell, any dilation": ((1, 2, 5, 4), options(1, 2, 0, 2**31 - 1)),
+    "7x7 loops instead of unrolling": ((1, 2, 12, 20), options(7, 1, 3)),
+    "global, lanes over cells": ((2, 5, 8, 8), options(8)),
+    "width 1, offsets past one byte": ((2, 3, 300, 1), options((300, 1))),
+    "large and overlapping": ((1, 2, 40, 3), options((20, 2), (3, 1), (10, 1))),
+}
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("shape, opts", WINDOWS.values(), ids=WINDOWS.keys())
+def test_windows(shape, opts, channels_last):
+    check(data(*shape, channels_last=channels_last), **opts)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+def test_half_precision(dtype, channels_last):
+    check(data(2, 8, 9, 11, dtype=dtype, channels_last=channels_last), **options(3, 2, 1))
+
+
+@pytest.mark.parametrize("opts", [options(3, 2, 1), options(2, 2), options(5, 3, 2, 2)])
+def test_ceil_mode_reaches_beyond_the_padding(opts):
+    check(data(2, 3, 12, 13), ceil_mode=True, **opts)
+
+
+def test_window_without_a_cell_inside():
+    x = torch.ones(1, 1, 1, 3, device=DEVICE)  # rows -1 and 1 of an input that has row 0 only
+    out, offsets = unwritten((1, 1, 1, 3), x, x.dtype), unwritten((1, 1, 1, 3), x, torch.uint8)
+    opts = {"kernel_size": (2, 1), "stride": (1, 1), "padding": (1, 0), "dilation": (2, 1)}
+    op.forward(x, out, offsets, **opts)
+    assert out.tolist() == [[[[-INF] * 3]]]
+    grad_x = unwritten(x.shape, x, x.dtype)
+    op.backward(out.fill_(1.0), offsets, grad_x, **opts)
+    assert grad_x.tolist() == [[[[0.0] * 3]]]
+
+
+@pytest.mark.parametrize(
+    "window, value, cell",
+    [
+        ([1.0, 3, 3, 2], 3, 1),  # ties: the first
+        ([NAN, 5, NAN, 7], NAN, 2),  # NaN wins, and the last of them
+        ([-INF] * 4, -INF, 0),
+        ([-INF, NAN, INF, 1], NAN, 1),
+        ([0.0, -0.0, -1, -1], 0.0, 0),
+    ],
+)
+def test_literals(window, value, cell):
+    x = torch.tensor(window, device=DEVICE).view(1, 1, 2, 2)
+    out, offsets = unwritten((1, 1, 1, 1), x, x.dtype), unwritten((1, 1, 1, 1), x, torch.uint8)
+    op.forward(x, out, offsets, **options(2))
+    torch.testing.assert_close(out.item(), float(value), rtol=0, atol=0, equal_nan=True)
+    assert offsets.item() == cell
+
+
+@pytest.mark.parametrize(
+    "opts", [options(3, 2, 1), options((3, 33), 1, (1, 16))], ids=["3x3", "lanes over cells"]
+)
+def test_nothing_but_minus_infinity_names_the_first_cell_inside(opts):
+    x = torch.full((1, 1, 5, 40), -INF, device=DEVICE)
+    check(x[..., :5].contiguous() if opts["kernel_size"] == (3, 3) else x, **opts)
+
+
+LAYOUTS = {
+    "transposed": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
+    "every second": lambda t: t.repeat_interleave(2, 3)[..., ::2],
+    "batch innermost": lambda t: t.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
+    "odd offset": lambda t: torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_strides(layout):
+    check(data(2, 3, 9, 8), layout=layout, **options(3, 2, 1))
+
+
+def test_expanded_gradient():
+    check(data(2, 3, 9, 8), grad_layout=lambda g: g[:1, :1, :1, :1].expand(g.shape), **options(3, 2, 1))
+
+
+@pytest.mark.parametrize("name", ["3x3 s2 p1", "7x7 loops instead of unrolling", "global, lanes over cells"])
+def test_wide_offsets_agree(name):
+    shape, opts = WINDOWS[name]
+    with _runtime.force_wide():
+        check(data(*shape), **opts)
+        check(data(*shape, channels_last=True), **opts)
+
+
+def test_empty_batch_launches_nothing():
+    x, out = torch.empty(0, 2, 4, 4, device=DEVICE), torch.empty(0, 2, 2, 2, device=DEVICE)
+    offsets = torch.empty_like(out, dtype=torch.uint8)
+    op.forward(x, out, offsets, **options(2))
+    op.backward(out, offsets, x, **options(2))
+
+
+def test_neighbours_of_the_outputs_stay_untouched():
+    canary = torch.full((2, 4, 8, 8), 7.0, device=DEVICE)
+    x, opts = data(2, 2, 9, 9), options(3, 2, 1)
+    out, offsets = canary.clone()[:, 1:3, 1:6, 2:7], torch.zeros(2, 4, 8, 8, dtype=torch.uint8, device=DEVICE)
+    base = out._base
+    op.forward(x, out, offsets[:, 1:3, 1:6, 2:7], **opts)
+    mask = torch.ones_like(base, dtype=torch.bool)
+    mask[:, 1:3, 1:6, 2:7] = False
+    assert bool((base[mask] == 7.0).all()) and bool((offsets[mask] == 0).all())
+    torch.testing.assert_close(
+        out.cpu(), F.max_pool2d(x.cpu(), **opts), rtol=0, atol=0, equal_nan=True, check_stride=False
+    )
