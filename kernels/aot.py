@@ -43,6 +43,10 @@ SHARED_LIMIT = {
     "120": 99 << 10, "gfx942": 64 << 10, "gfx90a": 64 << 10,
 }  # fmt: skip
 
+#: Bytes of spills per thread that are no fault of a kernel's: ptxas parks a word or two, with registers to
+#: spare, when that lets one more block onto the multiprocessor.
+SPILL_LIMIT = 16
+
 OPS = ("conv2d", "batch_norm", "cross_entropy", "max_pool2d", "affine_grid_sample")
 
 
@@ -91,9 +95,12 @@ def _source(launch: _runtime.Launch, target: GPUTarget) -> _Source:
             "fastdl.kernels.aot: kernels were imported for Triton's interpreter, which has no code to "
             "compile; run without TRITON_INTERPRET in the environment"
         )
+    constexprs = dict(launch.constexprs)
+    if "TENSOR_CORES" in constexprs:  # the one that launchers read off the device (_runtime.tensor_cores)
+        constexprs["TENSOR_CORES"] = target.arch != 75
     bind, backend = _binder(launch.kernel, target)
     bound, specialization, options = bind(
-        *launch.args, num_warps=launch.num_warps, num_stages=launch.num_stages, **launch.constexprs
+        *launch.args, num_warps=launch.num_warps, num_stages=launch.num_stages, **constexprs
     )
     _, *parts = launch.kernel._pack_args(backend, options, bound, specialization, options)
     return _Source(launch.kernel, *parts, options)
@@ -366,7 +373,7 @@ _CALLS: dict[str, Callable[[Any], _Calls]] = {
 def problems(resources: Resources) -> list[str]:
     """What is wrong with a compiled kernel, in words; empty when nothing is."""
     found = []
-    if resources.spills:
+    if resources.spills > SPILL_LIMIT:
         found.append(f"spills {resources.spills} B")
     if resources.shared > SHARED_LIMIT[resources.target]:
         found.append(f"wants {resources.shared >> 10} KB shared memory")
@@ -378,7 +385,7 @@ def _cell(result: Resources | Exception) -> str:
         return f"[red]{type(result).__name__}[/]"
     matrix = f" {result.matrix} x{result.matrix_count}" if result.matrix else ""
     wrong = "".join(f"\n[red]{problem}[/]" for problem in problems(result))
-    return f"{result.registers}r {result.shared / 1024:.3g}K{matrix}{wrong}"
+    return f"{result.registers}r {_runtime.cdiv(result.shared, 1024)}K{matrix}{wrong}"
 
 
 def main(argv: list[str] | None = None) -> int:
