@@ -75,7 +75,8 @@ def resolve(op: str, activation: str | None, param: float | None) -> tuple[str, 
     entry = ACTIVATIONS.get(activation)
     if entry is None:
         raise ValueError(
-            f"fastdl.{op}: expected activation to be None or one of {', '.join(ACTIVATIONS)}, got {activation!r}"
+            f"fastdl.{op}: expected activation to be None or one of {', '.join(ACTIVATIONS)}, "
+            f"got {activation!r}"
         )
     if param is None:
         return activation, entry.param

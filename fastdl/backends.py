@@ -148,7 +148,13 @@ def _dtype_reason(dtype: torch.dtype) -> str | None:
     return None if dtype in KERNEL_DTYPES else f"{str(dtype).removeprefix('torch.')} has no kernel"
 
 
-@torch.compiler.assume_constant_result
+def _constant(function: Any) -> Any:
+    """torch.compiler.assume_constant_result, without its import of all of Dynamo at import time."""
+    function._dynamo_marked_constant = True
+    return function
+
+
+@_constant
 def _triton_missing() -> str | None:
     try:
         importlib.import_module("fastdl.kernels._runtime")
@@ -157,7 +163,7 @@ def _triton_missing() -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _triton_device(kind: str, index: int | None) -> str | None:
     runtime: Any = importlib.import_module("fastdl.kernels._runtime")
     if kind == "cpu":

@@ -266,7 +266,7 @@ def affine_grid_sample(
         size: of the output, ``(N, C, OH, OW)`` as for affine_grid; its C is not read.
         mode: "bilinear", "nearest"; "bicubic" by the reference.
         padding_mode: what lies outside: "zeros", "border" or "reflection".
-        align_corners: whether -1 and 1 are the centres (True) or the edges (False, None) of the corner pixels.
+        align_corners: whether -1 and 1 are the centres (True) or the outer edges (False) of corner pixels.
 
     Returns:
         ``[N, C, OH, OW]`` contiguous, in the dtype of input; float32 under autocast.

@@ -17,7 +17,6 @@ from ._common import (
     complaint,
     differentiate,
     empty_if,
-    is_channels_last,
     memory_format,
     needs_grad,
     register,
@@ -99,9 +98,8 @@ def _check(
                 OP, "more than 1 value per channel when training", f"input of shape {list(input.shape)}"
             )
         )
-    if (running_mean is None) != (running_var is None):
-        if training:
-            raise ValueError(complaint(OP, "both running_mean and running_var or neither", "one of them"))
+    if training and (running_mean is None) != (running_var is None):
+        raise ValueError(complaint(OP, "both running_mean and running_var or neither", "one of them"))
     if not training and (running_mean is None or running_var is None):
         raise RuntimeError(complaint(OP, "running_mean and running_var in evaluation mode", "None"))
     per_channel = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}

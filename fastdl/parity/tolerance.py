@@ -1,0 +1,54 @@
+"""The one rule by which fastdl's numbers are judged.
+
+Against a float64 oracle on the same values, our error may be at most twice that of PyTorch's own op in the
+same dtype, plus one rounding of that dtype; NaN and Inf stand in exactly the places where PyTorch has them.
+The rule needs no constants per op: reductions, half precision and cancellation move PyTorch's error as they
+move ours.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Verdict(NamedTuple):
+    """Largest absolute errors against the oracle, and whether ours is within the rule ("" says yes)."""
+
+    error: float
+    torch_error: float
+    failure: str
+
+
+def judge(ours: Tensor, torchs: Tensor, oracle: Tensor) -> Verdict:
+    """Hold ``ours`` against ``torchs`` (PyTorch, same dtype) and ``oracle`` (float64), all of one shape."""
+    if ours.shape != torchs.shape or ours.dtype != torchs.dtype:
+        got, wanted = (f"{list(t.shape)} {t.dtype}" for t in (ours, torchs))
+        return Verdict(float("inf"), 0.0, f"got {got}, torch gives {wanted}")
+    if ours.numel() == 0:
+        return Verdict(0.0, 0.0, "")
+    rounding = torch.finfo(torchs.dtype).eps
+    ours, torchs, oracle = (t.detach().to("cpu", torch.float64) for t in (ours, torchs, oracle))
+    for what, test in (("NaN", torch.isnan), ("+Inf", torch.isposinf), ("-Inf", torch.isneginf)):
+        wrong = test(ours) != test(torchs)
+        if wrong.any():
+            return Verdict(
+                float("inf"), 0.0, f"{what} misplaced in {int(wrong.sum())} of {ours.numel()} elements"
+            )
+    finite = torch.isfinite(torchs) & torch.isfinite(oracle)
+    if not finite.any():
+        return Verdict(0.0, 0.0, "")
+    ours, torchs, oracle = ours[finite], torchs[finite], oracle[finite]
+    error, torch_error = (ours - oracle).abs(), float((torchs - oracle).abs().max())
+    excess = error - (2 * torch_error + rounding * oracle.abs())
+    worst = float(error.max())
+    if float(excess.max()) <= 0:
+        return Verdict(worst, torch_error, "")
+    at = int(excess.argmax())
+    return Verdict(
+        worst,
+        torch_error,
+        f"{ours[at]:.9g} where the oracle has {oracle[at]:.9g} (torch errs by {torch_error:.3g} at most)",
+    )
