@@ -21,5 +21,6 @@ if _find_spec("fastdl.kernels") is None and (_Path(__file__).parent.parent / "ke
 
 from . import backends, functional, nn
 from .backends import use_backend
+from .convert import convert, explain, revert
 
-__all__ = ["backends", "functional", "nn", "use_backend"]
+__all__ = ["backends", "convert", "explain", "functional", "nn", "revert", "use_backend"]

@@ -1,7 +1,7 @@
 """Numerical parity with PyTorch on the machine at hand: the case table, the tolerance rule, the runner."""
 
 from .cases import CASES, Case
-from .runner import DIRECTIONS, DTYPES, LAYOUTS, Result, lay_out, plan, report, run
+from .runner import DIRECTIONS, DTYPES, LAYOUTS, Result, Run, execute, lay_out, plan, report
 from .tolerance import Verdict, judge
 
 __all__ = [
@@ -11,10 +11,11 @@ __all__ = [
     "LAYOUTS",
     "Case",
     "Result",
+    "Run",
     "Verdict",
+    "execute",
     "judge",
     "lay_out",
     "plan",
     "report",
-    "run",
 ]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,14 +36,32 @@ class Result:
     note: str = ""
 
 
-def run(
-    case: Case, backend: str, dtype: torch.dtype, layout: str, device: torch.device | str = "cpu"
-) -> list[Result]:
-    """Both directions of ``case``: outputs and updated statistics forward, gradients backward.
+class Run(NamedTuple):
+    """What to run: a case by its op and name, on a backend, in a dtype and layout, on a device.
 
-    An exception of our op is a failed result, not the end of the run.
+    Plain data, so that it can travel to another process. ``missing`` says why the backend is not there.
     """
-    device = torch.device(device)
+
+    op: str
+    name: str
+    backend: str
+    dtype: torch.dtype
+    layout: str
+    device: str
+    missing: str | None = None
+
+    @property
+    def case(self) -> Case:
+        return next(case for case in CASES if (case.op, case.name) == (self.op, self.name))
+
+
+def execute(run: Run) -> list[Result]:
+    """Both directions of the case: outputs and updated statistics forward, gradients backward.
+
+    An exception of our op is a failed result, not the end of the run; a missing backend is a skipped one.
+    """
+    case, backend, dtype, layout = run.case, run.backend, run.dtype, run.layout
+    device = torch.device(run.device)
 
     def result(direction: str, error: float, torch_error: float, verdict: str, note: str = "") -> Result:
         name = str(dtype).removeprefix("torch.")
@@ -61,6 +79,8 @@ def run(
             note,
         )
 
+    if run.missing is not None:
+        return [result(direction, 0.0, 0.0, "skip", run.missing) for direction in _directions(case)]
     inputs = {name: _prepare(case, name, t, dtype, layout) for name, t in case.draw().items()}
     with _exact_torch():
         torchs = _execute(case, inputs, "reference", device)
@@ -89,39 +109,22 @@ def run(
 
 
 def plan(
-    ops: tuple[str, ...] = (),
-    names: tuple[str, ...] = (),
-    device: torch.device | str = "cpu",
-    dtypes: tuple[torch.dtype, ...] = DTYPES,
-    layouts: tuple[str, ...] = LAYOUTS,
-) -> list[tuple[Callable[[], list[Result]], Case, str]]:
-    """The runs asked for, as calls to make, each with its case and backend; () means all of them.
-
-    A backend that this machine does not have gives one skipped result per case.
-    """
-    device = torch.device(device)
-    calls: list[tuple[Callable[[], list[Result]], Case, str]] = []
-    for case in CASES:
-        if ops and case.op not in ops:
-            continue
-        for backend in names or backends.BACKENDS:
-            missing = backends.why_not(backend, device)
-            if missing is not None:
-                skipped = Result(
-                    case.op, case.name, backend, device.type, "", "", "", 0.0, 0.0, "skip", missing
-                )
-                calls.append((lambda skipped=skipped: [skipped], case, backend))
-                continue
-            for dtype in dtypes:
-                for layout in _layouts(case, layouts):
-                    calls.append(
-                        (
-                            lambda c=case, b=backend, d=dtype, la=layout: run(c, b, d, la, device),
-                            case,
-                            backend,
-                        )
-                    )
-    return calls
+    ops: Sequence[str] = (),
+    names: Sequence[str] = (),
+    device: str = "cpu",
+    dtypes: Sequence[torch.dtype] = DTYPES,
+    layouts: Sequence[str] = LAYOUTS,
+) -> list[Run]:
+    """The runs asked for; an empty ``ops`` or ``names`` (of backends) means all of them."""
+    missing = {backend: backends.why_not(backend, torch.device(device)) for backend in names or backends.BACKENDS}
+    return [
+        Run(case.op, case.name, backend, dtype, layout, device, why)
+        for case in CASES
+        if not ops or case.op in ops
+        for backend, why in missing.items()
+        for dtype in dtypes
+        for layout in _layouts(case, layouts)
+    ]
 
 
 def report(results: list[Result]) -> dict[str, Any]:
@@ -140,7 +143,7 @@ def _directions(case: Case) -> tuple[str, ...]:
     return DIRECTIONS if case.grads else DIRECTIONS[:1]
 
 
-def _layouts(case: Case, layouts: tuple[str, ...]) -> list[str]:
+def _layouts(case: Case, layouts: Sequence[str]) -> list[str]:
     """The layouts that differ for this case: channels_last needs a 4- or 5-D input."""
     dims = max(t.dim() for name, t in case.draw().items() if name in case.image and t is not None)
     return [layout for layout in layouts if layout != "channels_last" or dims in (4, 5)]

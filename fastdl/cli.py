@@ -1,0 +1,154 @@
+"""The command line: ``fastdl info``, ``fastdl parity``, ``fastdl demo``."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from . import backends
+from .info import environment
+
+if TYPE_CHECKING:
+    from .parity import Result
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+console = Console()
+
+
+@app.callback()
+def _about() -> None:
+    """Fused kernels for the layers that image networks are made of."""
+
+
+@app.command()
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Say what is there to run on: versions, devices, backends, and why the rest is not."""
+    facts = environment()
+    if as_json:
+        print(json.dumps(facts, indent=2))
+    else:
+        console.print(info_table())
+
+
+def info_table() -> Table:
+    """The environment as a table."""
+    table = Table("", "", title="fastdl info", show_header=False)
+    for name, value in environment().items():
+        if isinstance(value, dict):
+            for key, status in value.items():
+                table.add_row(key, f"[green]{status}[/]" if status == "available" else status)
+        else:
+            table.add_row(name, str(value))
+    return table
+
+
+@app.command()
+def parity(
+    op: Annotated[
+        list[str] | None, typer.Option(help=f"One of {', '.join(backends.OPS)}; repeatable.")
+    ] = None,
+    backend: Annotated[
+        list[str] | None, typer.Option(help=f"One of {', '.join(backends.BACKENDS)}; repeatable.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto: cuda where there is one.")] = "auto",
+    dtype: Annotated[list[str] | None, typer.Option(help="float32, float16 or bfloat16; repeatable.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every result there.")] = None,
+    verbose: Annotated[bool, typer.Option(help="One line per case instead of one per group.")] = False,
+) -> None:
+    """Hold every op against PyTorch on this machine: outputs and gradients, dtypes, layouts, backends.
+
+    Without a GPU, Triton's kernels run through its interpreter. Exit status 1 if any case fails.
+    """
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if torch.device(device).type == "cpu" and "triton" not in sys.modules:
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # read by Triton when it is first imported
+    from . import parity as p
+
+    _check_choice("--op", op, backends.OPS)
+    _check_choice("--backend", backend, backends.BACKENDS)
+    names = {str(d).removeprefix("torch."): d for d in p.DTYPES}
+    _check_choice("--dtype", dtype, names)
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter(f"no such device here: {device}", param_hint="--device")
+
+    runs = p.plan(op or (), backend or (), device, [names[d] for d in dtype] if dtype else p.DTYPES)
+    results: list[Result] = []
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("parity", total=len(runs))
+        for some in _map(p.execute, runs, parallel=torch.device(device).type == "cpu"):
+            results += some
+            progress.advance(task)
+    console.print(_parity_table(results, verbose))
+    report = p.report(results)
+    console.print("{cases} cases, {failed} failed, {skipped} skipped".format(**report["summary"]))
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps({"environment": environment(), **report}, indent=1) + "\n")
+    raise typer.Exit(1 if report["summary"]["failed"] else 0)
+
+
+def _map(execute, runs, parallel: bool):
+    """Results in order; on the CPU by one process per core, since interpreted kernels use one thread."""
+    if not parallel or (os.cpu_count() or 1) == 1 or len(runs) < 8:
+        yield from map(execute, runs)
+        return
+    # spawned, not forked: a fork of a process whose thread pool has run can hang
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from pool.map(execute, runs, chunksize=4)
+
+
+def _parity_table(results: list[Result], verbose: bool) -> Table:
+    """One row per op, backend, dtype, layout and direction, or per case; failures always singly."""
+    table = Table("op", "backend", "dtype", "layout", "direction", "cases", "our error", "torch's", "verdict")
+    groups: dict[tuple[str, ...], list[Result]] = {}
+    for r in results:
+        key = (r.op, r.backend, r.dtype, r.layout, r.direction)
+        groups.setdefault((*key, r.case) if verbose else key, []).append(r)
+    for key, members in groups.items():
+        worst = max(members, key=lambda r: (r.verdict == "fail", r.error))
+        colour = {"pass": "green", "fail": "red", "skip": "yellow"}[worst.verdict]
+        errors = ("", "") if worst.verdict == "skip" else (f"{worst.error:.2g}", f"{worst.torch_error:.2g}")
+        note = f" {worst.case}: {worst.note}" if worst.verdict == "fail" else f" {worst.note}"
+        count = key[5] if verbose else str(len(members))
+        table.add_row(*key[:5], count, *errors, f"[{colour}]{worst.verdict}[/]{note}")
+    return table
+
+
+def _check_choice(option: str, given: list[str] | None, known) -> None:
+    for name in given or ():
+        if name not in known:
+            raise typer.BadParameter(f"expected one of {', '.join(known)}, got {name!r}", param_hint=option)
+
+
+@app.command()
+def demo(
+    epochs: Annotated[int, typer.Option(help="Passes over the 4,000 training digits.", min=1)] = 12,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto: cuda where there is one.")] = "auto",
+    output: Annotated[Path, typer.Option(help="Folder for the JSON and the pictures.")] = Path("demo_output"),
+    seed: Annotated[int, typer.Option(help="Of the weights and the distortions.")] = 0,
+) -> None:
+    """Convert a spatial transformer network, check it against the stock one, train both on real digits."""
+    from .demo import run
+
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    console.print(info_table())
+    run(epochs, torch.device(device), output, seed, console)
+
+
+def main() -> None:
+    """Entry point of the ``fastdl`` command."""
+    app()

@@ -1,0 +1,49 @@
+"""What is there to run on, and why the rest is not: behind ``fastdl info`` and every JSON report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+import torch
+
+from . import __version__, backends
+
+
+def environment() -> dict[str, Any]:
+    """Versions, processor, GPU and backends, as plain data."""
+    cuda = torch.cuda.is_available()
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device()) if cuda else None
+    return {
+        "fastdl": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "cuda": torch.version.cuda or torch.version.hip or "none",
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+        "gpu": properties.name if properties else "none",
+        "compute_capability": f"{properties.major}.{properties.minor}" if properties else "none",
+        "gpu_memory_gib": round(properties.total_memory / 2**30, 1) if properties else 0.0,
+        "FASTDL_BACKEND": os.environ.get("FASTDL_BACKEND", "auto"),
+        "TRITON_INTERPRET": os.environ.get("TRITON_INTERPRET", "0"),
+        "backends": backends.status(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"
