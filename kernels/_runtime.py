@@ -103,6 +103,17 @@ def program_target(tensor: torch.Tensor) -> int:
     return 4 if tensor.device.type == "cpu" else 4 * 132
 
 
+def tensor_cores(tensor: torch.Tensor) -> bool:
+    """Whether ``tl.dot`` finds matrix units for 16-bit operands on the device of ``tensor``.
+
+    Triton has none for Turing (compute capability 7.5), and the interpreter multiplies bfloat16 by its bit
+    patterns: kernels cast such operands to float32 there. ``aot`` answers for recorded launches.
+    """
+    if tensor.device.type == "cuda":
+        return torch.cuda.get_device_capability(tensor.device) >= (8, 0)
+    return not INTERPRETED
+
+
 def cdiv(a: int, b: int) -> int:
     """a / b rounded up."""
     return -(-a // b)
@@ -117,3 +128,14 @@ def next_power_of_2(n: int) -> int:
 def index(i, WIDE: tl.constexpr):
     """``i`` as an offset: 64 bits where an offset may pass 2**31."""
     return i.to(tl.int64) if WIDE else i
+
+
+@triton.jit
+def narrow(value, pointer):
+    """``value`` (float32) in the element type of ``pointer``, to nearest even; the interpreter truncates."""
+    if INTERPRET:
+        if pointer.dtype.element_ty == tl.bfloat16:
+            bits = value.to(tl.int32, bitcast=True)
+            rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
+            value = tl.where(value == value, rounded, value)
+    return value.to(pointer.dtype.element_ty)
