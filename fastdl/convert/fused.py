@@ -1,0 +1,157 @@
+"""The calls that a converted forward makes: fused where that is still right, one by one otherwise.
+
+They take the modules themselves and look at them in every call: a hook on one of them, or another module in
+its place (a parametrised one, one of the user's), and the sequence runs as it was written. Where only a
+functional call stands, its name and parameter stand in the module's place: ``("relu", None)``.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from .. import activations, functional
+from .. import nn as fast
+
+CONVS = (fast.Conv2d,)
+NORMS = (fast.BatchNorm1d, fast.BatchNorm2d, fast.BatchNorm3d)
+POOLS = (fast.MaxPool2d,)
+LOSSES = (fast.CrossEntropyLoss,)
+OPS = ((CONVS, "conv2d"), (NORMS, "batch_norm"), (POOLS, "max_pool2d"), (LOSSES, "cross_entropy"))
+ACTS = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.Sigmoid, nn.Tanh, nn.Softplus)
+
+Act = tuple[str, float | None]
+
+
+def in_place(name: str, a: Any, b: Any) -> Any:
+    """``a += b`` and the like: ``name`` is that of the function in operator."""
+    return getattr(operator, name)(a, b)
+
+
+def bare(module: nn.Module, types: tuple[type[nn.Module], ...]) -> bool:
+    """Whether calling ``module`` runs the forward of one of these types and nothing else."""
+    return type(module) in types and not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or _has_any_global_hook()
+    )
+
+
+def activation_spec(act: nn.Module) -> Act | None:
+    """Name and parameter of an activation that kernels have; None for any other."""
+    if isinstance(act, nn.ReLU):
+        return "relu", None
+    if isinstance(act, nn.LeakyReLU):
+        return ("leaky_relu", act.negative_slope) if act.negative_slope >= 0 else None
+    if isinstance(act, nn.ELU):
+        return ("elu", act.alpha) if act.alpha > 0 else None
+    if isinstance(act, nn.Sigmoid):
+        return "sigmoid", None
+    if isinstance(act, nn.Tanh):
+        return "tanh", None
+    return ("softplus", None) if act.beta == 1 and act.threshold == 20 else None
+
+
+def _activation(act: nn.Module | Act) -> Act | None:
+    if isinstance(act, tuple):
+        return act
+    return activation_spec(act) if bare(act, ACTS) else None
+
+
+def conv_act(conv: nn.Module, act: nn.Module | Act, x: Tensor) -> Tensor:
+    """``act(conv(x))``."""
+    spec = _activation(act)
+    if spec is not None and bare(conv, CONVS):
+        return fast.conv2d_forward(conv, x, *spec)
+    return _activate(act, conv(x))
+
+
+def conv_pool_act(
+    conv: nn.Module,
+    act: nn.Module | Act,
+    x: Tensor,
+    pool: nn.Module | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """``act(pool(conv(x)))`` with the activation before the pool: the maximum commutes with relu.
+
+    Values, NaN and gradients are the same: a window without a positive value gets no gradient either way.
+    ``pool`` None is max_pool2d of ``args`` and ``kwargs``.
+    """
+    spec = _activation(act)
+    commutes = pool is None or (bare(pool, POOLS) and not pool.return_indices)
+    if spec is not None and spec[0] == "relu" and commutes and bare(conv, CONVS):
+        return _pool(pool, fast.conv2d_forward(conv, x, *spec), args, kwargs)
+    return _activate(act, _pool(pool, conv(x), args, kwargs))
+
+
+def norm_act(norm: nn.Module, act: nn.Module | Act, x: Tensor) -> Tensor:
+    """``act(norm(x))``."""
+    spec = _activation(act)
+    if spec is not None and bare(norm, NORMS):
+        return fast.batch_norm_forward(norm, x, None, *spec)
+    return _activate(act, norm(x))
+
+
+def norm_add_act(
+    norm: nn.Module, act: nn.Module | Act | None, x: Tensor, residual: Tensor, add_in_place: bool
+) -> Tensor:
+    """``act(norm(x) + residual)``; without an activation for None."""
+    spec = (None, None) if act is None else _activation(act)
+    if spec is not None and bare(norm, NORMS) and _alike(x, residual):
+        return fast.batch_norm_forward(norm, x, residual, *spec)
+    out = norm(x)
+    out = out.add_(residual) if add_in_place else out + residual
+    return out if act is None else _activate(act, out)
+
+
+def affine_grid_sample(
+    theta: Tensor, size: Any, align_corners: bool | None, input: Tensor, mode: str, padding_mode: str
+) -> Tensor:
+    """``grid_sample(input, affine_grid(theta, size))``."""
+    if len(size) == 4 and input.dim() == 4:
+        return functional.affine_grid_sample(input, theta, size, mode, padding_mode, align_corners)
+    grid = F.affine_grid(theta, size, align_corners)
+    return F.grid_sample(input, grid, mode, padding_mode, align_corners)
+
+
+def log_softmax_nll(
+    softmax: nn.Module | int, loss: nn.Module | None, x: Tensor, target: Tensor, options: dict[str, Any]
+) -> Tensor:
+    """``loss(softmax(x), target)``: the modules, or the dimension and the options of the functions."""
+    dim = softmax if isinstance(softmax, int) else softmax.dim if bare(softmax, (nn.LogSoftmax,)) else None
+    if (
+        (loss is None or bare(loss, (nn.NLLLoss,)))
+        and (dim == 1 or (dim == -1 and x.dim() == 2))
+        and x.dim() >= 2
+        and not target.is_floating_point()
+    ):
+        if loss is not None:
+            options = {"weight": loss.weight, "ignore_index": loss.ignore_index, "reduction": loss.reduction}
+        return functional.cross_entropy(x, target, **options)
+    out = F.log_softmax(x, softmax) if isinstance(softmax, int) else softmax(x)
+    return F.nll_loss(out, target, **options) if loss is None else loss(out, target)
+
+
+def _pool(pool: nn.Module | None, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return functional.max_pool2d(x, *args, **kwargs) if pool is None else pool(x)
+
+
+def _activate(act: nn.Module | Act, x: Tensor) -> Tensor:
+    if not isinstance(act, tuple):
+        return act(x)
+    name, param = act
+    return activations.apply(x, name, activations.ACTIVATIONS[name].param if param is None else param)
+
+
+def _alike(x: Tensor, residual: Any) -> bool:
+    """Whether a batch norm of x can add the residual: nothing is to be broadcast or converted."""
+    return isinstance(residual, Tensor) and x.shape == residual.shape and x.dtype == residual.dtype

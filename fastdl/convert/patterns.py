@@ -1,0 +1,206 @@
+"""Rewrite a traced graph: sequences that one of our calls can serve become that call.
+
+    conv -> act                      fused.conv_act
+    conv -> max_pool -> relu         fused.conv_pool_act
+    batch_norm -> act                fused.norm_act
+    batch_norm -> add (-> act)       fused.norm_add_act
+    affine_grid -> grid_sample       fused.affine_grid_sample
+    log_softmax -> nll_loss          fused.log_softmax_nll
+    functional calls of our names    fastdl.functional
+
+Every value inside a sequence has one user, so nothing else can see what is no longer computed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import fx, nn
+
+from .. import functional
+from . import fused
+from .steps import NAMESAKES, OPS, Reader, addition, bind, only_user
+
+
+class Call(NamedTuple):
+    """One call of the rewritten forward: shown as ``text``, served by ``op`` ("" for one left as it is)."""
+
+    text: str
+    op: str
+    children: tuple[str, ...] = ()  # paths of the modules in it, the one with the parameters first
+    rewritten: bool = False  # only the plan makes it, not the forward as written
+    note: str = ""
+
+
+def rewrite(graph: fx.Graph, module: nn.Module) -> list[Call]:
+    """Rewrite ``graph``, the trace of ``module``, in place; returns its calls."""
+    return _Rewriter(graph, module).run()
+
+
+class _Rewriter(Reader):
+    def __init__(self, graph: fx.Graph, module: nn.Module) -> None:
+        super().__init__(module)
+        self.graph = graph
+        self.calls: dict[fx.Node, Call] = {}
+
+    def run(self) -> list[Call]:
+        for node in self.graph.nodes:
+            if node.op == "call_function":
+                node.target = NAMESAKES.get(node.target, node.target)
+        # A sequence is found at its last node, and only nodes before that one go.
+        for fuse in (self._activation, self._addition, self._sampling, self._loss):
+            for node in list(self.graph.nodes):
+                fuse(node)
+        return [call for node in self.graph.nodes if (call := self._describe(node)) is not None]
+
+    # -- sequences ------------------------------------------------------------------------------------------
+
+    def _activation(self, act: fx.Node) -> None:
+        step = self.step_of(act)
+        if step is None or step.kind not in ("act", "relu") or not only_user(act.args[0]):
+            return
+        before = act.args[0]
+        if (terms := addition(before)) is not None:
+            self._norm_add(before, terms, act)
+            return
+        first, pool = before, None
+        if self.kind_of(before) == "pool" and step.kind == "relu" and only_user(before.args[0]):
+            first, pool = before.args[0], before
+        kind = self.kind_of(first)
+        if kind not in (("conv",) if pool is not None else ("conv", "norm")):
+            return
+        nodes = [node for node in (first, pool, act) if node is not None]
+        call = Call(" + ".join(self.step_of(node).text for node in nodes), OPS[kind], _targets(nodes), True)
+        if first.op == "call_function":  # its own keyword does
+            if step.act is not None:
+                name, param = step.act
+                first.kwargs = {**first.kwargs, "activation": name, "activation_param": param}
+                act.replace_all_uses_with(before)
+                self.graph.erase_node(act)
+                self.calls[first] = call
+            return
+        with self.graph.inserting_before(first):
+            args = [self._module(first), step.act or self._module(act), first.args[0]]
+            if pool is not None:
+                functional_pool = pool.op == "call_function"
+                args.append(None if functional_pool else self._module(pool))
+                args += [pool.args[1:], dict(pool.kwargs)]
+                target = fused.conv_pool_act
+            else:
+                target = fused.conv_act if kind == "conv" else fused.norm_act
+            new = self.graph.create_node("call_function", target, tuple(args), {})
+        self._replace([act, pool, first], new, call)
+
+    def _addition(self, add: fx.Node) -> None:
+        if (terms := addition(add)) is not None:
+            self._norm_add(add, terms, None)
+
+    def _norm_add(self, add: fx.Node, terms: tuple[fx.Node, fx.Node, bool], act: fx.Node | None) -> None:
+        a, b, in_place = terms
+        for norm in (a,) if in_place else (a, b):  # what is written to can only be our own result
+            ours = self.kind_of(norm) == "norm" and norm.op == "call_module" and a is not b
+            if ours and only_user(norm) and self.movable(norm, add):
+                break
+        else:
+            return
+        residual = b if norm is a else a
+        step = self.step_of(act) if act is not None else None
+        text = f"{norm.target} + add" + (f" + {step.text}" if step else "")
+        with self.graph.inserting_before(add):
+            chosen = None if step is None else step.act or self._module(act)
+            args = (self._module(norm), chosen, norm.args[0], residual, in_place)
+            new = self.graph.create_node("call_function", fused.norm_add_act, args, {})
+        call = Call(text, "batch_norm", _targets([norm, act]), rewritten=True)
+        self._replace([act, add, norm], new, call)
+
+    def _sampling(self, sample: fx.Node) -> None:
+        if sample.target is not F.grid_sample:
+            return
+        outer = bind(F.grid_sample, sample)
+        grid = outer["grid"]
+        if not only_user(grid) or grid.target is not F.affine_grid or outer["input"] is grid:
+            return
+        inner = bind(F.affine_grid, grid)
+        same = bool(inner["align_corners"]) == bool(outer["align_corners"])
+        if not same or not self.movable(grid, sample):
+            return
+        args = (inner["theta"], inner["size"], outer["align_corners"])
+        args += (outer["input"], outer["mode"], outer["padding_mode"])
+        with self.graph.inserting_before(sample):
+            new = self.graph.create_node("call_function", fused.affine_grid_sample, args, {})
+        self._replace(
+            [sample, grid], new, Call("affine_grid + grid_sample", "affine_grid_sample", rewritten=True)
+        )
+
+    def _loss(self, loss: fx.Node) -> None:
+        options: dict[str, Any] = {}
+        if loss.target is F.nll_loss:
+            options = bind(F.nll_loss, loss)
+            softmax, target = options.pop("input"), options.pop("target")
+            if options.pop("size_average") is not None or options.pop("reduce") is not None:
+                return
+        elif self.child(loss, (nn.NLLLoss,)) and len(loss.args) == 2:
+            softmax, target = loss.args
+        else:
+            return
+        if not only_user(softmax) or softmax is target or not self.movable(softmax, loss):
+            return
+        dim = self.softmax_dim(softmax)
+        if dim is None:
+            return
+        with self.graph.inserting_before(loss):
+            args = (
+                self._module(softmax) if softmax.op == "call_module" else dim,
+                self._module(loss) if loss.op == "call_module" else None,
+                softmax.args[0],
+                target,
+                options,
+            )
+            new = self.graph.create_node("call_function", fused.log_softmax_nll, args, {})
+        call = Call("log_softmax + nll_loss", "cross_entropy", _targets([loss, softmax]), rewritten=True)
+        self._replace([loss, softmax], new, call)
+
+    # -- nodes ----------------------------------------------------------------------------------------------
+
+    def _module(self, node: fx.Node) -> fx.Node:
+        return self.graph.create_node("get_attr", node.target, (), {})
+
+    def _replace(self, old: list[fx.Node | None], new: fx.Node, call: Call) -> None:
+        nodes = [node for node in old if node is not None]
+        nodes[0].replace_all_uses_with(new)
+        for node in nodes:
+            self.graph.erase_node(node)
+        self.calls[new] = call
+
+    def _describe(self, node: fx.Node) -> Call | None:
+        """What explain says of a node that is left as it is, or None for one that is none of our business."""
+        if node in self.calls:
+            return self.calls[node]
+        step = self.step_of(node)
+        if step is not None and step.kind in OPS:
+            return Call(step.text, OPS[step.kind], _targets([node]), rewritten=node.op == "call_function")
+        if node.op == "call_module":
+            kind = type(self.module.get_submodule(node.target))
+            for types, op in fused.OPS:
+                if kind in types:
+                    return Call(node.target, op, (node.target,))
+        if step is not None:
+            return Call(step.text, "", _targets([node]), note=f"not fused: {self._why(node)}")
+        if node.target in (functional.cross_entropy, functional.max_pool2d):
+            return Call(node.target.__name__, node.target.__name__, rewritten=True)
+        if node.target in (F.affine_grid, F.grid_sample, F.nll_loss):
+            return Call(node.target.__name__, "", note="not fused: its counterpart is not called next to it")
+        return None
+
+    def _why(self, act: fx.Node) -> str:
+        before = act.args[0]
+        kind = self.kind_of(before)
+        if kind in ("conv", "norm") and len(before.users) > 1:
+            return "what it is applied to is used elsewhere too"
+        named = before.target if isinstance(before.target, str) else before.target.__name__
+        return f"it follows {named}"
+
+
+def _targets(nodes: list[fx.Node | None]) -> tuple[str, ...]:
+    return tuple(node.target for node in nodes if node is not None and node.op == "call_module")

@@ -1,0 +1,83 @@
+"""The symbols that stand for tensors (and what is computed from them) while a forward is traced."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NoReturn
+
+from torch import Tensor
+from torch.fx.proxy import Attribute, Proxy, TracerBase
+from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
+
+from . import fused
+from .rules import Refused
+
+
+class Record(TorchFunctionMode):
+    """Record every torch function that the forward calls, with or without a symbol among its arguments."""
+
+    def __init__(self, tracer: TracerBase) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Proxy:
+        if is_tensor_method_or_property(func):
+            return self.tracer.create_proxy("call_method", func.__name__, args, kwargs or {})
+        return self.tracer.create_proxy("call_function", func, args, kwargs or {})
+
+
+def _refuse(reason: str) -> Any:
+    def method(self: Any, *_: Any) -> NoReturn:
+        raise Refused(reason)
+
+    return method
+
+
+class Symbol(Proxy):
+    """A value of the graph. Asking for what is not known yet refuses."""
+
+    @property
+    def __class__(self) -> type:
+        if (
+            sys._getframe(1)
+            .f_globals.get("__name__", "")
+            .startswith(("torch.fx", "torch.overrides", __name__))
+        ):
+            return type(self)
+        return self._seen_as()
+
+    def _seen_as(self) -> type:
+        raise Refused("asks for the type of a computed value")
+
+    def __getattr__(self, name: str) -> Proxy:
+        return AttributeSymbol(self, name)
+
+    __len__ = _refuse("takes the length of a tensor")
+    __str__ = __format__ = _refuse("formats a value as text")
+    __hash__ = _refuse("uses a value as a key")
+    __setitem__ = _refuse("assigns to elements of a tensor")
+
+
+class AttributeSymbol(Symbol, Attribute):
+    """``x.shape`` or the method in ``x.view(...)``."""
+
+
+class InputSymbol(Symbol):
+    """An argument of forward: a plan is used for tensors only."""
+
+    def _seen_as(self) -> type:
+        return Tensor
+
+
+def _in_place(name: str) -> Any:
+    def method(self: Symbol, other: Any) -> Proxy:
+        return self.tracer.create_proxy("call_function", fused.in_place, (name, self, other), {})
+
+    return method
+
+
+_IN_PLACE = """
+    iadd isub imul imatmul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift
+"""
+for _name in _IN_PLACE.split():
+    setattr(Symbol, f"__{_name}__", _in_place(_name))
