@@ -1,0 +1,41 @@
+"""Fixtures of all tests. Kernels run on the GPU where there is one, interpreted on the CPU elsewhere."""
+
+import pytest
+import torch
+from support import DEVICE, executable_backends
+
+from fastdl import backends
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="needs a CUDA device")
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(skip)
+
+
+def pytest_generate_tests(metafunc):
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", executable_backends())
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where kernels run on this machine."""
+    return torch.device(DEVICE)
+
+
+@pytest.fixture
+def on(backend):
+    """Serve the calls of the test by ``backend``."""
+    with backends.use_backend(backend):
+        yield backend
+
+
+@pytest.fixture(autouse=True)
+def _reproducible():
+    """The same numbers every time, no TF32."""
+    torch.manual_seed(0)
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    torch.backends.cuda.matmul.fp32_precision = "ieee"

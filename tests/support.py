@@ -1,0 +1,22 @@
+"""What conftest.py and the tests share: which device and which backends there are to test."""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton
+
+from fastdl import backends
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def executable_backends() -> list[str]:
+    """The backends that this machine can run, each of which every contract test runs on."""
+    device = torch.device(DEVICE, 0 if DEVICE == "cuda" else None)
+    return [backend for backend in backends.BACKENDS if backends.why_not(backend, device) is None]
+
+
+#: The ones that run our kernels.
+KERNEL_BACKENDS = [backend for backend in executable_backends() if backend != "reference"]

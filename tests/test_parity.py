@@ -1,0 +1,40 @@
+"""Every case of the shared table on every backend: values, dtypes, shapes and gradients against torch."""
+
+import pytest
+import torch
+from support import DEVICE, KERNEL_BACKENDS
+
+from fastdl import parity
+from fastdl.backends import OPS
+
+# the reference is torch: one dtype and layout shows that its arguments arrive
+RUNS = [
+    *(parity.plan(names=KERNEL_BACKENDS, device=DEVICE) if KERNEL_BACKENDS else []),
+    *parity.plan(names=["reference"], device=DEVICE, dtypes=[torch.float32], layouts=["contiguous"]),
+]
+
+
+def name(run: parity.Run) -> str:
+    return f"{run.op}-{run.name}-{run.backend}-{str(run.dtype).removeprefix('torch.')}-{run.layout}"
+
+
+@pytest.mark.parametrize("run", RUNS, ids=name)
+def test_case(run):
+    for result in parity.execute(run):
+        assert result.verdict == "pass", f"{result.direction}: {result.note}"
+
+
+def test_every_op_has_cases_with_gradients():
+    for op in OPS:
+        assert any(case.op == op and case.grads for case in parity.CASES)
+
+
+def test_names_are_unique():
+    keys = [(case.op, case.name) for case in parity.CASES]
+    assert len(keys) == len(set(keys))
+
+
+def test_kernel_backends_are_run():
+    """On a machine with Triton (interpreted or not) the table must not silently shrink to the reference."""
+    pytest.importorskip("triton")
+    assert "triton" in KERNEL_BACKENDS

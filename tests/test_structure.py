@@ -1,0 +1,95 @@
+"""The arrows between the rooms (docs/design.md) and the one stem that each op has in every room."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from fastdl.backends import OPS
+
+ROOT = Path(__file__).parent.parent
+
+# A room may import the rooms below it and none above. `backends` reaches the kernels by name, lazily.
+ORDER = [
+    "cli",
+    "demo",
+    "parity",
+    "models",
+    "data",
+    "info",
+    "convert",
+    "nn",
+    "functional",
+    "ops",
+    "reference",
+    "backends",
+    "activations",
+]
+# One room is imported by a neighbour on the same side of the house.
+RANK = {room: i for i, room in enumerate(ORDER)} | {"__main__": -1, "__init__": -1}
+
+
+def imported_rooms(path: Path, package: list[str]) -> set[str]:
+    """The rooms of fastdl that the file imports, at the top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names = [module] if module != "fastdl" else [f"fastdl.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("fastdl.")}
+    return found
+
+
+def files() -> list[Path]:
+    return sorted((ROOT / "fastdl").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_arrows_point_one_way(path):
+    relative = path.relative_to(ROOT).with_suffix("").parts
+    room = relative[1]
+    # what the package itself re-exports counts as the room it lives in
+    home = {"revert": "convert", "explain": "convert", "use_backend": "backends", "__version__": "backends"}
+    for other in imported_rooms(path, list(relative[:-1])):
+        other = home.get(other, other)
+        if other != room:
+            assert RANK[room] < RANK[other], f"{room} must not import {other}"
+
+
+def test_a_wrong_arrow_is_seen(tmp_path):
+    path = tmp_path / "functional.py"
+    path.write_text(
+        "def f():\n    from .convert.swap import x\n    from . import cli\n    import fastdl.nn\n"
+    )
+    assert imported_rooms(path, ["fastdl"]) == {"convert", "cli", "nn"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kernels").glob("*.py")), ids=lambda p: p.name)
+def test_kernels_are_leaves(path):
+    """kernels/ never imports fastdl proper; one op's kernels never import another's."""
+    rooms = imported_rooms(path, ["fastdl", "kernels"])
+    assert rooms <= {"kernels"}
+    tree = ast.parse(path.read_text())
+    siblings = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 1}
+    if path.stem in OPS:
+        assert siblings <= {"_runtime", "activation"}
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(
+    "room",
+    [
+        "kernels/{}.py",
+        "fastdl/ops/{}.py",
+        "tests/kernels/test_{}.py",
+        "bench/bench_{}.py",
+        "docs/ops/{}.md",
+    ],
+)
+def test_same_stem_in_every_room(op, room):
+    assert (ROOT / room.format(op)).is_file()
