@@ -126,8 +126,9 @@ def next_power_of_2(n: int) -> int:
 
 @triton.jit
 def index(i, WIDE: tl.constexpr):
-    """``i`` as an offset: 64 bits where an offset may pass 2**31."""
-    return i.to(tl.int64) if WIDE else i
+    """``i`` as an offset: 64 bits where an offset may pass 2**31 (a sum: loop counters are Python ints
+    under the interpreter and have no ``to``)."""
+    return i + tl.full([], 0, tl.int64) if WIDE else i
 
 
 @triton.jit

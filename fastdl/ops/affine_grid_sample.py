@@ -16,7 +16,6 @@ from ._common import (
     check_tensors,
     complaint,
     differentiate,
-    empty_if,
     needs_grad,
     register,
     unsupported,
@@ -131,9 +130,9 @@ def _allocate_backward(
     output_mask: list[bool],
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """grad_x like x, grad_theta [N, 2, 3] contiguous."""
+    """grad_x of x's shape and grad_theta [N, 2, 3], both contiguous."""
     return (
-        empty_if(output_mask[0], x, x),
+        x.new_empty(x.shape) if output_mask[0] else x.new_empty(0),
         theta.new_empty(theta.shape) if output_mask[1] else theta.new_empty(0),
     )
 

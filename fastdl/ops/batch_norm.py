@@ -6,6 +6,7 @@ output (other activations). Without a residual the pre-activation is recomputed,
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -92,7 +93,7 @@ def _check(
     if eps < 0:
         raise ValueError(complaint(OP, "eps to be non-negative", eps))
     channels = input.shape[1]
-    if training and input.numel() == channels:
+    if training and input.shape[0] * math.prod(input.shape[2:]) == 1:
         raise ValueError(
             complaint(
                 OP, "more than 1 value per channel when training", f"input of shape {list(input.shape)}"

@@ -1,0 +1,141 @@
+"""Memory formats, offsets and index widths."""
+
+import pytest
+import torch
+from calls import CALLS, leaves
+from support import KERNEL_BACKENDS
+
+import fastdl.functional as F
+from fastdl import backends, parity
+
+every_call = pytest.mark.parametrize("name", CALLS)
+every_kernel = pytest.mark.parametrize("kernel", KERNEL_BACKENDS)
+ON_4D = [name for name in CALLS if len(CALLS[name].out) == 4]
+
+
+@pytest.mark.parametrize("name", ON_4D)
+@every_kernel
+@pytest.mark.parametrize("layout", parity.LAYOUTS)
+def test_output_and_gradient_have_torchs_strides(name, kernel, layout, device):
+    call = CALLS[name]
+
+    def strides(backend):
+        inputs = [t.detach() for t in leaves(call, device)]
+        inputs[0] = parity.lay_out(inputs[0], layout).requires_grad_()
+        with backends.use_backend(backend):
+            out = call.function(*inputs)
+        return out.stride(), torch.autograd.grad(out.sum(), inputs[0])[0].stride()
+
+    ours, torchs = strides(kernel), strides("reference")
+    assert ours[0] == torchs[0]
+    if layout != "strided":  # torch's own ops do not agree on the layout of that gradient
+        assert ours[1] == torchs[1]
+
+
+@every_call
+@every_kernel
+def test_surroundings_of_views_are_untouched(name, kernel, device):
+    """Inputs cut out of larger buffers at odd offsets: nothing outside is read into the result or written."""
+    call = CALLS[name]
+    plain = leaves(call, device)
+    cut, frames = [], []
+    for tensor in plain:
+        frame = tensor.detach().new_full(
+            (tensor.numel() + 7,), float("nan") if tensor.is_floating_point() else 99
+        )
+        view = frame[3 : 3 + tensor.numel()].view(tensor.shape)
+        view.copy_(tensor.detach())
+        frames.append(frame)
+        cut.append(view.requires_grad_(tensor.requires_grad))
+    with backends.use_backend(kernel):
+        expected, got = call.function(*plain), call.function(*cut)
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+        grads = torch.autograd.grad(got.sum(), [cut[i] for i in call.grads])
+    assert all(not g.isnan().any() for g in grads)
+    for frame, tensor in zip(frames, plain, strict=True):
+        rim = torch.cat([frame[:3], frame[3 + tensor.numel() :]])
+        assert bool(rim.isnan().all() if frame.is_floating_point() else (rim == 99).all())
+
+
+@every_call
+@every_kernel
+def test_64_bit_offsets_give_the_same(name, kernel, device):
+    if kernel != "triton":
+        pytest.skip("Triton's launchers have two index widths")
+    from fastdl.kernels._runtime import force_wide
+
+    def run():
+        torch.manual_seed(0)
+        call = CALLS[name]
+        inputs = leaves(call, device)
+        with backends.use_backend(kernel):
+            out = call.function(*inputs)
+            return [out, *torch.autograd.grad(out.square().sum(), [inputs[i] for i in call.grads])]
+
+    narrow = run()
+    with force_wide():
+        wide = run()
+    assert all(torch.equal(a, b) for a, b in zip(narrow, wide, strict=True))
+
+
+@every_call
+@every_kernel
+def test_no_element_stays_uninitialised(name, kernel, device):
+    """Under deterministic algorithms torch.empty is NaN: whatever a kernel forgot to write shows."""
+    call = CALLS[name]
+    torch.use_deterministic_algorithms(True)
+    try:
+        inputs = leaves(call, device)
+        with backends.use_backend(kernel):
+            out = call.function(*inputs)
+            grads = torch.autograd.grad(out.sum(), [inputs[i] for i in call.grads])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(not t.isnan().any() for t in [out, *grads])
+
+
+@every_kernel
+def test_deterministic(kernel, device):
+    """Twenty runs, bit for bit, of the gradients that peers compute with atomics."""
+    for name in ("max_pool2d", "affine_grid_sample", "batch_norm"):
+        call = CALLS[name]
+        inputs = leaves(call, device)
+        with backends.use_backend(kernel):
+            runs = [
+                torch.autograd.grad(call.function(*inputs).square().sum(), [inputs[i] for i in call.grads])
+                for _ in range(20 if device.type == "cuda" else 3)
+            ]
+        assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 6, 6), (2, 0, 6, 6), (2, 4, 0, 6)])
+@pytest.mark.parametrize("op", ["conv2d", "batch_norm", "max_pool2d", "affine_grid_sample", "cross_entropy"])
+def test_empty_dimensions_as_torch(op, shape, on, device):
+    """The same result or the same type of exception, on every backend."""
+    import torch.nn.functional as T
+
+    x = torch.randn(shape, device=device)
+    theta = torch.eye(2, 3, device=device).expand(shape[0], 2, 3)
+    weight = torch.randn(8, shape[1], 3, 3, device=device)
+    target = torch.zeros(shape[0], *shape[2:], dtype=torch.long, device=device)
+    pairs = {
+        "conv2d": (lambda: F.conv2d(x, weight), lambda: T.conv2d(x, weight)),
+        "batch_norm": (
+            lambda: F.batch_norm(x, None, None, training=True),
+            lambda: T.batch_norm(x, None, None, training=True),
+        ),
+        "max_pool2d": (lambda: F.max_pool2d(x, 2), lambda: T.max_pool2d(x, 2)),
+        "cross_entropy": (lambda: F.cross_entropy(x, target), lambda: T.cross_entropy(x, target)),
+        "affine_grid_sample": (
+            lambda: F.affine_grid_sample(x, theta, (shape[0], 1, 3, 3)),
+            lambda: T.grid_sample(x, T.affine_grid(theta, [shape[0], 1, 3, 3], False), align_corners=False),
+        ),
+    }
+    ours, torchs = pairs[op]
+    try:
+        expected = torchs()
+    except Exception as error:
+        with pytest.raises(type(error)):
+            ours()
+    else:
+        torch.testing.assert_close(ours(), expected, equal_nan=True)
