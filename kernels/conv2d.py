@@ -480,13 +480,13 @@ def _image(t: torch.Tensor) -> tuple[int, ...]:
 def _flatten(*images: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Same-sized images with N, H, W as (1, 1, N*H*W), or else (N, 1, H*W), where all strides allow it."""
     n, h, w = images[0][:3]
-    if all(h == 1 or y == w * x for *_, y, x in images):
-        if all(n == 1 or first == h * w * x for _, _, _, first, _, _, x in images):
-            n, w = 1, n * h * w
-        else:
-            w = h * w
-        h = 1
-    return [(n, h, w, *image[3:]) for image in images]
+    if not all(h == 1 or y == w * x for *_, y, x in images):
+        return list(images)
+    pixels = h * w
+    if all(n == 1 or first == pixels * x for _, _, _, first, _, _, x in images):
+        n, pixels = 1, n * pixels
+    # stride 0 for the axes that are gone: a multiple of 16 does not stand in the way of wide loads
+    return [(n, 1, pixels, first if n > 1 else 0, c, 0, x) for _, _, _, first, c, _, x in images]
 
 
 def _geometry(
@@ -524,7 +524,9 @@ def _taps_collapse(weight: torch.Tensor) -> bool:
 
 def _weight_strides(weight: torch.Tensor) -> tuple[int, int, int]:
     """Strides of k, c and tap."""
-    return weight.stride(0), weight.stride(1), weight.stride(3 if weight.shape[3] > 1 else 2)
+    _, _, r, s = weight.shape
+    tap = weight.stride(3) if s > 1 else weight.stride(2) if r > 1 else 0
+    return weight.stride(0), weight.stride(1), tap
 
 
 def _precision(dtype: torch.dtype, allow_tf32: bool) -> str:
@@ -640,12 +642,15 @@ def _depthwise(
     src_image, dst_image = geometry.x, geometry.out
     if transposed:
         src_image, dst_image = dst_image, src_image
-    if not _taps_collapse(weight):
+    channels_last = _channels_last(dst)
+    if channels_last:  # neighbouring threads hold neighbouring channels: so shall their weights
+        weight = weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+    elif not _taps_collapse(weight):
         weight = weight.contiguous()
     w_c, _, w_tap = _weight_strides(weight)
     n, dst_h, dst_w = dst_image[:3]
     pixels, channels = n * dst_h * dst_w, src.shape[1]
-    block_p, block_c = (32, min(64, next_power_of_2(channels))) if _channels_last(dst) else (256, 4)
+    block_p, block_c = (32, min(64, next_power_of_2(channels))) if channels_last else (256, 4)
     launch(
         conv2d_depthwise,
         (cdiv(pixels, block_p) * cdiv(channels, block_c),),
@@ -653,7 +658,7 @@ def _depthwise(
         *(*src_image[3:], *dst_image[3:], w_c, w_tap),
         **geometry.taps,
         TRANSPOSED=transposed,
-        CHANNELS_LAST=_channels_last(dst),
+        CHANNELS_LAST=channels_last,
         ACT=activation,
         WIDE=_wide(pixels, src, dst),
         BLOCK_P=block_p,
