@@ -6,6 +6,8 @@ order that torch supports.
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -89,10 +91,18 @@ def affine_grid_sample(
         input = input.expand(theta.shape[0], *input.shape[1:])
     # grid_sample wants one dtype for both, and a grid in half precision would be off by whole pixels
     dtype = torch.promote_types(torch.promote_types(input.dtype, theta.dtype), torch.float32)
-    with torch.autocast(input.device.type, enabled=False):  # for the same reason
+    with no_autocast(input):  # for the same reason
         grid = F.affine_grid(theta.to(dtype), list(size), align_corners)
         out = F.grid_sample(input.to(dtype), grid, mode, padding_mode, align_corners)
     return out.to(input.dtype)
+
+
+def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[None]:
+    """Autocast off for the device of ``x``; devices like meta know none."""
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind):
+        return contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def compose_batch_norm(

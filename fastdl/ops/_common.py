@@ -129,7 +129,9 @@ def needs_grad(*tensors: Tensor | None) -> bool:
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The lower precision of autocast on the device of ``x``; None where autocast is off."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
 
 
 def differentiate(outputs: Tensor, inputs: Sequence[Tensor | None], grad_out: Tensor) -> list[Tensor | None]:

@@ -198,7 +198,7 @@ class _AffineGridSample(torch.autograd.Function):
         needs = [ctx.needs_input_grad[i] for i in range(2)]
         if torch.is_grad_enabled():
             size = (theta.shape[0], x.shape[1], *ctx.size)
-            with torch.autocast(x.device.type, enabled=False):
+            with reference.no_autocast(x):
                 y = reference.affine_grid_sample(x.to(ctx.dtype), theta, size, *ctx.options)
             grads = differentiate(y, [x, theta], grad_out)
         else:

@@ -371,7 +371,7 @@ def _differentiable_backward(
         elif out is not None:
             grad_out = grad_out * activations.ACTIVATIONS[activation].derivative(out, param)
         activation = ""
-    with torch.autocast(x.device.type, enabled=False):
+    with reference.no_autocast(x):
         if ctx.training:
             y = reference.batch_norm(x, None, None, weight, bias, True, 0.0, ctx.eps, None, activation, param)
         else:

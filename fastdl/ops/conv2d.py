@@ -288,7 +288,7 @@ class _Conv2d(torch.autograd.Function):
         x, weight, bias, out = ctx.saved_tensors
         needs = [ctx.needs_input_grad[i] for i in range(3)]
         if torch.is_grad_enabled():
-            with torch.autocast(x.device.type, enabled=False):
+            with reference.no_autocast(x):
                 y = reference.conv2d(x, weight, bias, *ctx.window, *ctx.activation)
             grads = differentiate(y, [x, weight, bias], grad_out)
         else:

@@ -45,8 +45,6 @@ def cross_entropy(
             _check_range(target, input.shape[_class_axis(input)], ignore_index)
             raise
 
-    if not target.is_floating_point() and (input.device.type == "cpu" or backends.CHECK):
-        _check_range(target, input.shape[_class_axis(input)], ignore_index)
     # [N, C, D] logits, [N, D] or [N, C, D] targets, whatever the number of dimensions
     n, c = (1, input.shape[0]) if input.dim() == 1 else (input.shape[0], input.shape[1])
     logits = input.reshape(n, c, -1)
@@ -156,6 +154,9 @@ def _fill_forward(
     dtype: torch.dtype,
     backend: str,
 ) -> None:
+    # here rather than in the public function: torch.compile need not trace a branch on data
+    if not target.is_floating_point() and (logits.device.type == "cpu" or backends.CHECK):
+        _check_range(target, logits.shape[1], ignore_index)
     backends.kernel(backend, OP).forward(
         logits,
         target,
@@ -249,7 +250,7 @@ class _CrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled():
             weight = None if weight is None else weight.to(ctx.dtype)
             probabilities = target.to(ctx.dtype) if target.is_floating_point() else target
-            with torch.autocast(logits.device.type, enabled=False):
+            with reference.no_autocast(logits):
                 loss = reference.cross_entropy(logits.to(ctx.dtype), probabilities, weight, *ctx.options)
             (grad_logits,) = differentiate(loss, [logits], grad_loss)
         else:
