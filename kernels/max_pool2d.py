@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._runtime import cdiv, index, launch, next_power_of_2, program_target, wide
+from ._runtime import cdiv, index, launch, narrow, next_power_of_2, program_target, wide
 
 
 @triton.jit
@@ -52,27 +52,14 @@ def _forward_kernel(
     x,  # [N, C, H, W] float
     out,  # [N, C, OH, OW] x's dtype
     offsets,  # [N, C, OH, OW] uint8, int16 or int32, out's strides; or None
-    N,
-    C,
-    H,
-    W,
-    OH,
-    OW,
-    x_n,
-    x_c,
-    x_h,
-    x_w,
-    out_n,
-    out_c,
-    out_h,
-    out_w,
+    N, C, H, W, OH, OW, x_n, x_c, x_h, x_w, out_n, out_c, out_h, out_w,
     WINDOW: tl.constexpr,  # KH, KW, SH, SW, PH, PW, DH, DW
     BEYOND: tl.constexpr,  # whether windows reach beyond the (bottom, right) of the input
     CHANNELS_LAST: tl.constexpr,
     TILE: tl.constexpr,  # outputs per program along each axis of the walk, cells looked at together
     UNROLL: tl.constexpr,
     WIDE: tl.constexpr,
-):
+):  # fmt: skip
     """out = max over the window, offsets = its kh*KW + kw. A slot keeps its own best until the end."""
     KH: tl.constexpr = WINDOW[0]
     KW: tl.constexpr = WINDOW[1]
@@ -129,31 +116,15 @@ def _backward_kernel(
     grad_out,  # [N, C, OH, OW] float
     offsets,  # [N, C, OH, OW] uint8, int16 or int32
     grad_x,  # [N, C, H, W] float
-    N,
-    C,
-    H,
-    W,
-    OH,
-    OW,
-    grad_out_n,
-    grad_out_c,
-    grad_out_h,
-    grad_out_w,
-    offsets_n,
-    offsets_c,
-    offsets_h,
-    offsets_w,
-    grad_x_n,
-    grad_x_c,
-    grad_x_h,
-    grad_x_w,
+    N, C, H, W, OH, OW, grad_out_n, grad_out_c, grad_out_h, grad_out_w, offsets_n, offsets_c,
+    offsets_h, offsets_w, grad_x_n, grad_x_c, grad_x_h, grad_x_w,
     WINDOW: tl.constexpr,  # KH, KW, SH, SW, PH, PW, DH, DW
     REACH: tl.constexpr,  # the most windows over one pixel, (vertically, horizontally)
     CHANNELS_LAST: tl.constexpr,
     TILE: tl.constexpr,  # pixels per program along each axis of the walk
     UNROLL: tl.constexpr,
     WIDE: tl.constexpr,
-):
+):  # fmt: skip
     """grad_x[h, w] = sum of grad_out over the windows whose saved cell is (h, w), in index order."""
     KH: tl.constexpr = WINDOW[0]
     KW: tl.constexpr = WINDOW[1]
@@ -186,7 +157,9 @@ def _backward_kernel(
         winner = tl.load(offset_plane + (oh * offsets_h + ow * offsets_w), over, other=0).to(tl.int32)
         grad = tl.load(grad_plane + (oh * grad_out_h + ow * grad_out_w), over, other=0.0).to(tl.float32)
         total += tl.where(over & (winner == kh * KW + kw), grad, 0.0)
-    tl.store(grad_x + (n * grad_x_n + c * grad_x_c + h * grad_x_h + w * grad_x_w), total, exists)
+    tl.store(
+        grad_x + (n * grad_x_n + c * grad_x_c + h * grad_x_h + w * grad_x_w), narrow(total, grad_x), exists
+    )
 
 
 def forward(
