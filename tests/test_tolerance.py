@@ -36,10 +36,22 @@ def test_special_values_stand_where_torch_has_them(special):
     torchs = TORCH.clone()
     torchs[3] = special
     assert judge(torchs.clone(), torchs, ORACLE).failure == ""
-    assert "misplaced" in judge(TORCH, torchs, ORACLE).failure
+    oracle = ORACLE.clone()
+    oracle[3] = special
+    assert "misplaced" in judge(TORCH, torchs, oracle).failure
     assert "misplaced" in judge(torchs, TORCH, ORACLE).failure
 
 
 def test_shape_and_dtype_must_agree():
     assert "torch gives" in judge(TORCH[:-1], TORCH, ORACLE).failure
     assert "torch gives" in judge(TORCH.half(), TORCH, ORACLE).failure
+
+
+def test_where_torch_overflows_the_finite_value_is_right_too():
+    torchs = TORCH.clone()
+    torchs[3] = float("inf")
+    assert "misplaced" in judge(TORCH, torchs, ORACLE * 1e39).failure  # it is not finite in float32
+    assert judge(TORCH, torchs, ORACLE).failure == ""
+    wrong = TORCH.clone()
+    wrong[3] += 1
+    assert "where the oracle has" in judge(wrong, torchs, ORACLE).failure

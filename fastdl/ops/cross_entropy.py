@@ -134,12 +134,12 @@ def _allocate_forward(
     dtype: torch.dtype,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """loss [] or [N, D]; log-sum-exp [N, D] float32; the divisor of 'mean' [] float32."""
+    """loss [] or [N, D]; log-sum-exp [N, D] float32; for 'mean' its divisor [] float32."""
     rows = (logits.shape[0], logits.shape[2])
     return (
         logits.new_empty(rows if reduction == "none" else (), dtype=dtype),
         logits.new_empty(rows, dtype=torch.float32),
-        logits.new_empty((), dtype=torch.float32),
+        logits.new_empty(() if reduction == "mean" else 0, dtype=torch.float32),
     )
 
 
