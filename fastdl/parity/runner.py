@@ -116,7 +116,9 @@ def plan(
     layouts: Sequence[str] = LAYOUTS,
 ) -> list[Run]:
     """The runs asked for; an empty ``ops`` or ``names`` (of backends) means all of them."""
-    missing = {backend: backends.why_not(backend, torch.device(device)) for backend in names or backends.BACKENDS}
+    missing = {
+        backend: backends.why_not(backend, torch.device(device)) for backend in names or backends.BACKENDS
+    }
     return [
         Run(case.op, case.name, backend, dtype, layout, device, why)
         for case in CASES
