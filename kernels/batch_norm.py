@@ -302,14 +302,18 @@ def _pack_kernel(
 
 @triton.jit
 def _incoming(
-    grad_out_ptr, out_ptr, mask_ptr, offsets, inside, x, mean, scale, bias, param, ACT: tl.constexpr
+    grad_out_ptr, out_ptr, mask_ptr, offsets, inside, x, mean, scale, bias, param, ACT: tl.constexpr,
+    VEC: tl.constexpr,
 ):  # fmt: skip
     """grad_out times act' of a tile, 0 outside: from the mask, from out, or from x all over again."""
     grad = tl.load(grad_out_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     if ACT != "":
         if mask_ptr is not None:
-            byte = tl.load(mask_ptr + (offsets >> 3), mask=inside, other=0)
-            grad = tl.where((byte >> (offsets & 7).to(tl.uint8)) & 1 != 0, grad, 0.0)
+            byte = offsets >> 3  # one byte for eight neighbours, which spares their addresses
+            if VEC >= 8:
+                byte = tl.max_constancy(byte, [1, 8])
+            bits = tl.load(mask_ptr + byte, mask=inside, other=0).to(tl.int32)
+            grad = tl.where((bits >> (offsets & 7).to(tl.int32)) & 1 != 0, grad, 0.0)
         else:
             if out_ptr is not None:
                 y = tl.load(out_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
@@ -331,7 +335,9 @@ def _gradient_sums(
     for t in range(first, _tiles(N, S, BN, BV, ROWS), step):
         offsets, inside, _ = _tile(t, block, N, C, S, BN, BV, VEC, ROWS, WIDE)
         x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-        grad = _incoming(grad_out_ptr, out_ptr, mask_ptr, offsets, inside, x, mean, scale, bias, param, ACT)
+        grad = _incoming(
+            grad_out_ptr, out_ptr, mask_ptr, offsets, inside, x, mean, scale, bias, param, ACT, VEC
+        )
         total += grad
         product += tl.where(inside, grad * (x - mean), 0.0)
     return _over_channel(total, ROWS), _over_channel(product, ROWS)
@@ -439,7 +445,9 @@ def _backward_kernel(
             t = tiles - 1 - i  # backwards: what the sums read last is still in the cache
             offsets, inside, _ = _tile(t, block, N, C, S, BN, BV, VEC, ROWS, WIDE)
             x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-            dz = _incoming(grad_out_ptr, out_ptr, mask_ptr, offsets, inside, x, mean, scale, bias, param, ACT)
+            dz = _incoming(
+                grad_out_ptr, out_ptr, mask_ptr, offsets, inside, x, mean, scale, bias, param, ACT, VEC
+            )
             if grad_residual_ptr is not None:
                 tl.store(grad_residual_ptr + offsets, narrow(dz, grad_residual_ptr), mask=inside)
             if grad_x_ptr is not None:
