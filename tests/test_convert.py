@@ -220,7 +220,7 @@ def test_hooks_of_fused_modules_fire(register):
 def test_backward_hooks_and_global_hooks_fire():
     model, seen = convert(Net()), []
     handle = model.conv1.register_full_backward_hook(lambda *_: seen.append("backward"))
-    model(torch.randn(1, 1, 28, 28)).sum().backward()
+    model(torch.randn(1, 1, 28, 28).requires_grad_()).sum().backward()
     handle.remove()
     everywhere = nn.modules.module.register_module_forward_hook(lambda m, *_: seen.append(m))
     model(torch.randn(1, 1, 28, 28))
@@ -243,6 +243,10 @@ def test_pruned_and_parametrised_layers_are_honoured():
         parametrize.register_parametrization(each.conv2, "weight", Double())
     assert not torch.equal(model(x), plain)
     torch.testing.assert_close(model(x), written(x))
+    revert(model)
+    assert type(model.conv1) is nn.Conv2d
+    assert parametrize.is_parametrized(model.conv2)
+    torch.testing.assert_close(model(x), written(x))
     for each in (model, written):
         prune.remove(each.conv1, "weight")
         parametrize.remove_parametrizations(each.conv2, "weight")
@@ -251,12 +255,36 @@ def test_pruned_and_parametrised_layers_are_honoured():
     assert type(revert(model).conv2) is nn.Conv2d
 
 
+def test_a_class_put_on_top_keeps_the_plan():
+    """As fully_shard does."""
+    model, x = convert(Net()).eval(), torch.randn(2, 1, 28, 28)
+    expected = model(x)
+    model.__class__ = type("Sharded", (type(model),), {})
+    copied = pickle.loads(pickle.dumps(vars(model)["_fastdl_plans"]))
+    assert copied == {}
+    vars(model)["_fastdl_plans"].clear()
+    assert torch.equal(model(x), expected)
+    assert vars(model)["_fastdl_plans"][False].run is not None
+    convert(model)
+    assert type(model).__name__ == "Sharded"
+
+
+class Steep(nn.ReLU):
+    """A subclass of a type that fuses, with another meaning."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 def test_a_replaced_child_is_honoured():
     model = convert(Net()).eval()
     x = torch.randn(2, 1, 28, 28)
     model.conv1 = nn.Conv2d(1, 10, 5)
     torch.testing.assert_close(model(x), revert(copy.deepcopy(model))(x))
     block = convert(BasicBlock(4, 4))
+    block.relu = Steep()
+    x = torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(block(x), revert(copy.deepcopy(block))(x))
     block.relu = nn.SiLU()
     x = torch.randn(2, 4, 5, 5)
     torch.testing.assert_close(block(x), revert(copy.deepcopy(block))(x))
@@ -347,14 +375,14 @@ def test_nothing_global_is_patched():
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(("name", "backend"), [("net", "aot_eager"), ("stn", "eager"), ("resnet", "eager")])
-def test_compiles_whole(name, backend, training):
+@pytest.mark.parametrize(("name", "compiler"), [("net", "aot_eager"), ("stn", "eager"), ("resnet", "eager")])
+def test_compiles_whole(name, compiler, training):
     torch.manual_seed(0)
     build, shape = MODELS[name]
     model, x = convert(build()).train(training), torch.randn(shape)
     twin = copy.deepcopy(model)
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    compiled = torch.compile(model, backend=compiler, fullgraph=True)
     torch.testing.assert_close(seeded(compiled, x), seeded(twin, x))
     torch.testing.assert_close(dict(model.named_buffers()), dict(twin.named_buffers()))
 
@@ -366,6 +394,18 @@ def test_the_compiled_graph_is_the_fused_one():
     compiled = torch.compile(model, backend=lambda graph, _: graphs.append(graph) or graph, fullgraph=True)
     compiled(torch.randn(2, 4, 5, 5))
     assert not [node for node in graphs[0].graph.nodes if "iadd" in str(node.target)]
+
+
+def test_a_residual_block_on_every_backend(on, device):
+    torch.manual_seed(0)
+    written = BasicBlock(2, 3).to(device)
+    model = convert(copy.deepcopy(written))
+    x = torch.randn(2, 2, 5, 5, device=device)
+    assert {row.backend for row in explain(model).rows if row.op} == {on}
+    for each in (model, written):
+        each(x).square().mean().backward()
+    for ours, theirs in zip(model.parameters(), written.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-4)
 
 
 def test_autocast_and_channels_last():

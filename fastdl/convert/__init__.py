@@ -41,7 +41,8 @@ def convert(model: Model) -> Model:
         TypeError: if model is not a torch.nn.Module.
 
     Differs from the model as written: in rounding, as fused operators do. ``type(m) is nn.Conv2d`` is no
-    longer true, ``isinstance`` is.
+    longer true, ``isinstance`` is. A pickle of the whole model needs fastdl to be loaded; its state_dict
+    does not.
     """
     _check("convert", model)
     modules = [module for module in model.modules() if not isinstance(module, jit.ScriptModule)]
@@ -56,7 +57,8 @@ def convert(model: Model) -> Model:
 def revert(model: Model) -> Model:
     """Undo ``convert``: every class as it was, nothing left behind. Returns ``model``.
 
-    Modules of fastdl.nn that were there before stay.
+    Modules of fastdl.nn that were there before stay. A module that has been parametrized since keeps its
+    class until the parametrization is removed.
 
     Raises:
         TypeError: if model is not a torch.nn.Module.

@@ -63,8 +63,6 @@ def check_value(value: Any, name: str, owner: type[nn.Module]) -> None:
 def _check(function: Any, owner: type[nn.Module], seen: set[CodeType]) -> None:
     if not isinstance(function, FunctionType):
         raise Refused(f"calls a {type(function).__name__}, whose code cannot be read")
-    if hasattr(function, "__wrapped__"):
-        raise Refused(f"{function.__name__} is decorated")
     if function.__module__.split(".")[0] == "torch":
         if function is nn.Sequential.forward:
             return
@@ -150,7 +148,7 @@ def _admit(value: Any, name: str, owner: type[nn.Module], seen: set[CodeType]) -
 def _torch_functions() -> set[Callable[..., Any]]:
     """Every function of torch that a trace records, and is_scripting, which is False here as ever."""
     functional = torch.nn.functional
-    recorded = {f for f in torch.overrides.get_testing_overrides() if not getattr(f, "__wrapped__", None)}
+    recorded = set(torch.overrides.get_testing_overrides())
     in_place = {
         function
         for space in (torch, functional)

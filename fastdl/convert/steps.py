@@ -97,12 +97,8 @@ class Reader:
             return None
         if child := self.child(node, (nn.LogSoftmax,)):
             return child.dim
-        names = [key for key in node.kwargs if key != "dim"]
-        if (
-            node.target not in (F.log_softmax, torch.log_softmax, "log_softmax")
-            or names
-            or len(node.args) > 2
-        ):
+        known = node.target in (F.log_softmax, torch.log_softmax, "log_softmax")
+        if not known or len(node.args) > 2 or node.kwargs.get("dtype") is not None:
             return None
         dim = node.args[1] if len(node.args) == 2 else node.kwargs.get("dim")
         return dim if type(dim) is int else None

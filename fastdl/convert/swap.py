@@ -49,14 +49,21 @@ class Plan(NamedTuple):
     remade: int = 0
 
 
+class Plans(dict[bool, Plan]):
+    """The plan of an instance for each mode; a copy or a pickle of it is empty, to be filled when needed."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return Plans, ()
+
+
 def original_class(module: nn.Module) -> type[nn.Module]:
-    """The class of ``module`` before any conversion."""
-    return type(module).__dict__.get(_ORIGINAL, type(module))
+    """The class of ``module`` before any conversion (others may have put a class of theirs on top since)."""
+    return getattr(type(module), _ORIGINAL, type(module))
 
 
 def is_converted(module: nn.Module) -> bool:
     """Whether ``module``'s forward runs a plan."""
-    return _ORIGINAL in type(module).__dict__
+    return hasattr(type(module), _ORIGINAL)
 
 
 def swap_leaf(module: nn.Module) -> None:
@@ -68,7 +75,7 @@ def swap_leaf(module: nn.Module) -> None:
 
 def swap_container(module: nn.Module) -> None:
     """Give a module a forward that runs a plan, if a plan would do better than its own."""
-    plans = {training: make_plan(module, training) for training in (True, False)}
+    plans = Plans({training: make_plan(module, training) for training in (True, False)})
     if any(plan.run is not None for plan in plans.values()):
         try:
             module.__class__ = _converted_class(type(module))
@@ -78,10 +85,11 @@ def swap_container(module: nn.Module) -> None:
 
 
 def restore(module: nn.Module) -> None:
-    """Undo swap_leaf or swap_container."""
-    if module.__dict__.pop(MARK, False):
+    """Undo swap_leaf or swap_container; not under a class that others put on top, as parametrize does."""
+    if MARK in module.__dict__ and type(module) in _TORCH:
         module.__class__ = _TORCH[type(module)]
-    if is_converted(module):
+        del module.__dict__[MARK]
+    if _ORIGINAL in type(module).__dict__:
         module.__class__ = original_class(module)
         module.__dict__.pop(PLANS, None)
 
@@ -95,10 +103,13 @@ def make_plan(module: nn.Module, training: bool) -> Plan:
         traced = trace(module, owner, training)
     except Refused as refusal:
         return Plan(None, reason=f"{owner.__name__}.forward {refusal}")
-    calls = tuple(rewrite(traced.graph, module))
+    try:
+        calls = tuple(rewrite(traced.graph, module))
+        run = _function(traced.graph, f"{owner.__qualname__}, {'training' if training else 'evaluation'}")
+    except Exception as error:  # no graph of a user is worth an error: it runs as written
+        return Plan(None, reason=f"{owner.__name__}.forward cannot be rewritten ({error!r})")
     if not any(call.rewritten for call in calls):
         return Plan(None, calls=calls)
-    run = _function(traced.graph, f"{owner.__qualname__}, {'training' if training else 'evaluation'}")
     return Plan(run, traced.arity, traced.guards, calls)
 
 
@@ -144,7 +155,7 @@ def _current_plan(module: nn.Module) -> Plan | None:
         plan = make_plan(module, module.training)._replace(remade=remade)
     else:
         plan = Plan(None, reason="what the forward reads keeps changing")
-    module.__dict__.setdefault(PLANS, {})[module.training] = plan
+    module.__dict__.setdefault(PLANS, Plans())[module.training] = plan
     return plan
 
 
@@ -166,10 +177,7 @@ def _converted_class(owner: type[nn.Module]) -> type[nn.Module]:
         reduced = owner.__reduce_ex__(self, protocol)
         if not isinstance(reduced, tuple) or reduced[0] is not copyreg.__newobj__:
             return reduced  # a way of its own
-        state = reduced[2]
-        if isinstance(state, dict):
-            state = {name: value for name, value in state.items() if name != PLANS}
-        return _rebuild, (owner, *reduced[1][1:]), state, *reduced[3:]
+        return _rebuild, (owner, *reduced[1][1:]), *reduced[2:]
 
     namespace = {
         "forward": forward,

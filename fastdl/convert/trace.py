@@ -164,9 +164,6 @@ class View:
     def __getattribute__(self, name: str) -> Any:
         return _read(self, *object.__getattribute__(self, "_at"), name)
 
-    def __setattr__(self, name: str, value: Any) -> NoReturn:
-        raise Refused(f"assigns to self.{name}")
-
     def __call__(self, *args: Any, **kwargs: Any) -> Proxy:
         tracer, _, path = object.__getattribute__(self, "_at")
         if not path:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import fastdl.nn
 from fastdl import backends
 from fastdl.convert import convert, explain, revert
 
@@ -164,6 +165,11 @@ def norm_used_twice(self, x):
     return self.relu(out) + out
 
 
+def norm_used_behind(self, x):
+    out = self.bn(x)
+    return (out + x) * out
+
+
 def scaled_addition(self, x):
     return torch.add(self.bn(x), x, alpha=2)
 
@@ -184,6 +190,7 @@ def itself(self, x):
         writes_input_between,
         same_norm_between,
         norm_used_twice,
+        norm_used_behind,
         scaled_addition,
         number,
         itself,
@@ -202,9 +209,28 @@ def test_additions_that_are_not_fused(body):
     assert not [call for call in fused(model) if "add" in call]
 
 
-def test_a_residual_that_needs_broadcasting_runs_unfused():
-    model = both(lambda self, x: self.relu(self.bn(x) + x.mean((2, 3), keepdim=True)))
-    assert len(fused(model)) == 1
+@pytest.mark.parametrize("change", [lambda x: x.mean((2, 3), keepdim=True), lambda x: x.double()])
+def test_a_residual_unlike_the_input_is_added_apart(change, monkeypatch):
+    class Unlike(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn = nn.BatchNorm2d(2)
+            self.change = nn.Module()
+            self.change.forward = change
+
+        def forward(self, x):
+            other = self.change(x)
+            return torch.relu(self.bn(x) + other)
+
+    written = Unlike()
+    model = convert(Unlike())
+    assert fused(model) == ["bn + add + relu"]
+    residuals = []
+    forward = fastdl.nn.batch_norm_forward
+    monkeypatch.setattr(fastdl.nn, "batch_norm_forward", lambda *a: residuals.append(a[2:]) or forward(*a))
+    x = torch.randn(2, 2, 6, 6)
+    torch.testing.assert_close(model(x), written(x))
+    assert residuals == [()]
 
 
 POOLS = {
@@ -219,6 +245,16 @@ POOLS = {
 @pytest.mark.parametrize("name", POOLS)
 def test_pools(name):
     assert len(fused(both(POOLS[name]))) == 1
+
+
+def test_an_activation_put_in_later_does_not_pass_the_pool():
+    """Two inputs whose sigmoids round to the same number: only the larger one has a gradient."""
+    model = convert(nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.MaxPool2d(2), nn.ReLU()))
+    nn.init.ones_(model[0].weight)
+    model[2] = nn.Sigmoid()
+    x = torch.tensor([[[[10.0, 10.000001], [0.0, 0.0]]]]).requires_grad_()
+    model(x).backward()
+    assert x.grad.flatten().nonzero().item() == 1
 
 
 def test_a_pool_that_a_relu_cannot_pass():
