@@ -24,7 +24,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._runtime import cdiv, index, launch, narrow, next_power_of_2, program_target, wide
+from ._runtime import INTERPRET, cdiv, index, launch, narrow, next_power_of_2, program_target, wide
 from .activation import activate, activation_grad
 
 #: Elements of a tile, and how many tiles per program are quicker in one launch than split over three.
@@ -87,7 +87,11 @@ def _tile(
 def _over_channel(values, ROWS: tl.constexpr):
     """Sum of a tile over all axes but the channels: [1, BV] or a scalar."""
     if ROWS:
-        values = tl.sum(values, 0, keep_dims=True)
+        if INTERPRET:  # it adds along axis 0 one by one; along the last axis in pairs, as a GPU does
+            flat = tl.reshape(tl.trans(values), [values.shape[0] * values.shape[1]])
+            values = tl.sum(tl.reshape(flat, [values.shape[1], values.shape[0]]), 1)[None, :]
+        else:
+            values = tl.sum(values, 0, keep_dims=True)
     else:
         values = tl.sum(values)
     return values

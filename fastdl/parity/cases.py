@@ -111,7 +111,7 @@ def _conv2d() -> list[Case]:
         case("same, even kernel", (1, 4, 8, 8), (5, 4, 4, 2), "asymmetric padding", padding="same"),
         case("unbatched", (3, 8, 8), (4, 3, 3, 3), "3-D input", padding="valid"),
         case("1x1 image", (3, 32, 1, 1), (16, 32, 1, 1), "one pixel"),
-        *(case(f"activation {name}", (1, 4, 7, 7), (8, 4, 3, 3), "epilogue and its derivative",
+        *(case(f"activation {name}", (1, 4, 7, 7), (32, 4, 3, 3), "epilogue and its derivative",
                activation=name) for name in ("leaky_relu", "elu", "sigmoid", "tanh", "softplus")),
     ]  # fmt: skip
 
@@ -160,9 +160,9 @@ def _batch_norm() -> list[Case]:
         case("momentum 1, eps 0.1", (4, 4, 6, 6), "", momentum=1.0, eps=0.1),
         case("many rows", (64, 3, 8, 8), "split reduction"),
         case("many channels", (2, 300, 2, 2), "channels beyond one block", activation="relu"),
-        *(case(f"activation {name}", (2, 4, 6, 6), "recomputed pre-activation", activation=name)
+        *(case(f"activation {name}", (2, 32, 6, 6), "recomputed pre-activation", activation=name)
           for name in ("leaky_relu", "elu", "sigmoid", "tanh", "softplus")),
-        case("add tanh", (2, 4, 6, 6), "derivative from the saved output", residual=True, activation="tanh"),
+        case("add tanh", (2, 32, 6, 6), "derivative from the saved output", residual=True, activation="tanh"),
     ]  # fmt: skip
 
 
