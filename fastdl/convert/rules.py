@@ -63,7 +63,7 @@ def check_value(value: Any, name: str, owner: type[nn.Module]) -> None:
 def _check(function: Any, owner: type[nn.Module], seen: set[CodeType]) -> None:
     if not isinstance(function, FunctionType):
         raise Refused(f"calls a {type(function).__name__}, whose code cannot be read")
-    if function.__module__.split(".")[0] == "torch":
+    if (function.__module__ or "").split(".")[0] == "torch":
         if function is nn.Sequential.forward:
             return
         raise Refused(f"{function.__qualname__} is torch's own")

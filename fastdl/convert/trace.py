@@ -71,11 +71,11 @@ def trace(module: nn.Module, owner: type[nn.Module], training: bool) -> Traced:
         or owner.__getattr__ is not nn.Module.__getattr__
     ):
         raise Refused("has its own way of reading attributes")
-    check_forward(owner.forward, owner)
     tracer = Tracer(module, owner, training)
-    names = list(required_arguments(owner.forward))
-    inputs = [InputSymbol(tracer.create_node("placeholder", name, (), {}), tracer) for name in names]
     try:
+        check_forward(owner.forward, owner)
+        names = list(required_arguments(owner.forward))
+        inputs = [InputSymbol(tracer.create_node("placeholder", name, (), {}), tracer) for name in names]
         with Record(tracer):
             out = owner.forward(View(tracer, module, ()), *inputs)
         tracer.create_node("output", "output", (tracer.create_arg(out),), {})

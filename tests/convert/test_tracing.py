@@ -733,3 +733,12 @@ def test_a_subclass_hook_that_raises_leaves_the_model_as_it_is():
     model = convert(Strict())
     assert type(model) is Strict
     same(model, image())
+
+
+def test_a_forward_made_by_exec():
+    """It has no module and no source."""
+    names = {"Base": Base, "torch": torch}
+    exec("class Made(Base):\n    def forward(self, x):\n        return torch.relu(self.bn(x))", names)
+    model = convert(names["Made"]())
+    assert is_converted(model)
+    same(model, image())
