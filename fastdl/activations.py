@@ -26,12 +26,12 @@ class Activation(NamedTuple):
 ACTIVATIONS: dict[str, Activation] = {
     "relu": Activation(
         lambda x, _: F.relu(x),
-        lambda y, _: torch.where(y <= 0, 0.0, 1.0),
+        lambda y, _: (~(y <= 0)).to(y.dtype),  # 1 at NaN, as torch's
         0.0,
     ),
     "leaky_relu": Activation(
         lambda x, slope: F.leaky_relu(x, slope),
-        lambda y, slope: torch.where(y > 0, 1.0, slope),
+        lambda y, slope: torch.where(y > 0, torch.ones_like(y), slope),
         0.01,
         "negative_slope",
     ),

@@ -3,7 +3,8 @@
 What fastdl adds (``activation=``, ``residual=``) is keyword-only. Every function takes any device and dtype
 that torch's namesake takes: what no kernel covers is served by the plain torch reference
 (``fastdl.explain`` and ``fastdl.backends.record`` tell which). All are differentiable; second derivatives
-are computed through the reference.
+are computed through the reference. Tensor subclasses, torch.fx and torch function modes see these functions
+as they see torch's (``__torch_function__``).
 
 Activations: "relu", "leaky_relu" (``activation_param``: negative_slope, default 0.01), "elu"
 (``activation_param``: alpha, default 1.0), "sigmoid", "tanh", "softplus" (beta 1, threshold 20).
@@ -16,6 +17,7 @@ from typing import Literal, overload
 
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from .ops import affine_grid_sample as _affine_grid_sample
 from .ops import batch_norm as _batch_norm
@@ -79,6 +81,20 @@ def conv2d(
     Differs from torch: float32 on a GPU follows ``torch.backends.cudnn.conv.fp32_precision``.
     Source: torch.nn.functional.conv2d.
     """
+    if has_torch_function((input, weight, bias)):
+        return handle_torch_function(
+            conv2d,
+            (input, weight, bias),
+            input,
+            weight,
+            bias,
+            stride,
+            padding,
+            dilation,
+            groups,
+            activation=activation,
+            activation_param=activation_param,
+        )
     return _conv2d.conv2d(
         input, weight, bias, stride, padding, dilation, groups, activation, activation_param
     )
@@ -126,6 +142,22 @@ def batch_norm(
     Differs from torch: none.
     Source: Ioffe and Szegedy, 2015 (arXiv:1502.03167); torch.nn.functional.batch_norm.
     """
+    if has_torch_function((input, running_mean, running_var, weight, bias, residual)):
+        return handle_torch_function(
+            batch_norm,
+            (input, running_mean, running_var, weight, bias, residual),
+            input,
+            running_mean,
+            running_var,
+            weight,
+            bias,
+            training,
+            momentum,
+            eps,
+            residual=residual,
+            activation=activation,
+            activation_param=activation_param,
+        )
     return _batch_norm.batch_norm(
         input,
         running_mean,
@@ -178,6 +210,19 @@ def cross_entropy(
     torch kills the CUDA context; the gradient of an ignored row is 0 even if its logits are NaN.
     Source: torch.nn.functional.cross_entropy.
     """
+    if has_torch_function((input, target, weight)):
+        return handle_torch_function(
+            cross_entropy,
+            (input, target, weight),
+            input,
+            target,
+            weight,
+            size_average,
+            ignore_index,
+            reduce,
+            reduction,
+            label_smoothing,
+        )
     reduction = _cross_entropy.legacy_reduction(size_average, reduce, reduction)
     return _cross_entropy.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
 
@@ -241,6 +286,10 @@ def max_pool2d(
     Differs from torch: none.
     Source: torch.nn.functional.max_pool2d.
     """
+    if has_torch_function((input,)):
+        return handle_torch_function(
+            max_pool2d, (input,), input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
+        )
     return _max_pool2d.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
 
@@ -280,4 +329,8 @@ def affine_grid_sample(
     under autocast, where torch rounds the grid to half precision; align_corners None does not warn.
     Source: Jaderberg et al., 2015 (arXiv:1506.02025); torch.nn.functional.affine_grid and grid_sample.
     """
+    if has_torch_function((input, theta)):
+        return handle_torch_function(
+            affine_grid_sample, (input, theta), input, theta, size, mode, padding_mode, align_corners
+        )
     return _affine_grid_sample.affine_grid_sample(input, theta, size, mode, padding_mode, align_corners)

@@ -96,3 +96,23 @@ def on_auto():
 def test_affine_grid_and_grid_sample_pass_through():
     assert F.affine_grid is T.affine_grid
     assert F.grid_sample is T.grid_sample
+
+
+def test_torch_function_sees_our_functions(device):
+    """fx records our call as one node; a tensor subclass gets to handle it."""
+    traced = torch.fx.symbolic_trace(lambda x: F.max_pool2d(x, 2))
+    assert [n.target for n in traced.graph.nodes if n.op == "call_function"] == [F.max_pool2d]
+    image = torch.randn(1, 2, 4, 4, device=device)
+    assert torch.equal(traced(image), F.max_pool2d(image, 2))
+
+    class Logged(torch.Tensor):
+        seen: list = []  # noqa: RUF012
+
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            cls.seen.append(func)
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    out = F.conv2d(image.as_subclass(Logged), torch.randn(3, 2, 3, 3, device=device), activation="relu")
+    assert F.conv2d in Logged.seen
+    assert type(out) is Logged

@@ -1,8 +1,9 @@
 """The one rule by which fastdl's numbers are judged.
 
 Against a float64 oracle on the same values, our error may be at most twice that of PyTorch's own op in the
-same dtype, plus one rounding of that dtype; NaN and Inf stand in exactly the places where PyTorch has them. Where PyTorch itself overflows (its
-value is not finite, the oracle's, rounded to the dtype, is), the finite value is right as well.
+same dtype, plus one rounding of that dtype; NaN and Inf stand in exactly the places where PyTorch has them.
+Where PyTorch itself overflows (its value is not finite, the oracle's, rounded to the dtype, is), the finite
+value is right as well.
 The rule needs no constants per op: reductions, half precision and cancellation move PyTorch's error as they
 move ours.
 """
