@@ -69,15 +69,21 @@ def test_a_wrong_arrow_is_seen(tmp_path):
     assert imported_rooms(path, ["fastdl"]) == {"convert", "cli", "nn"}
 
 
+def kernel_siblings(path: Path) -> set[str]:
+    """The modules of kernels/ that the file imports."""
+    nodes = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom) and n.level]
+    return {name for n in nodes for name in ([n.module] if n.module else [a.name for a in n.names])}
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "kernels").glob("*.py")), ids=lambda p: p.name)
 def test_kernels_are_leaves(path):
-    """kernels/ never imports fastdl proper; one op's kernels never import another's."""
-    rooms = imported_rooms(path, ["fastdl", "kernels"])
-    assert rooms <= {"kernels"}
-    tree = ast.parse(path.read_text())
-    siblings = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 1}
-    if path.stem in OPS:
-        assert siblings <= {"_runtime", "activation"}
+    """kernels/ never imports fastdl proper, nor do an op's files (`<op>.py` and its parts `<op>_*.py`) import
+    another op's; the parts do not import the whole."""
+    assert imported_rooms(path, ["fastdl", "kernels"]) <= {"kernels"}
+    for op in OPS:
+        if path.stem == op or path.stem.startswith(f"{op}_"):
+            others = kernel_siblings(path) - {"_runtime", "activation"}
+            assert all(name.startswith(f"{op}_") for name in others), others
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -10,7 +10,7 @@ if not (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"):
     pytest.skip("needs CUDA or TRITON_INTERPRET=1", allow_module_level=True)
 pytest.importorskip("triton")
 
-from fastdl.kernels import _runtime
+from fastdl.kernels import _runtime, conv2d_split_k
 from fastdl.kernels import conv2d as op
 
 from fastdl.activations import ACTIVATIONS
@@ -205,7 +205,7 @@ def test_only_what_is_wanted(groups, activation):
         wanted = [torch.full_like(g, NAN) if j == i else None for j, g in enumerate(gradients)]
         with _runtime.record() as launches:
             op.backward(grad_out, x, weight, out if activation else None, *wanted, **options)
-        names = {launch.kernel.__name__ for launch in launches} - {"conv2d_sum_splits"}
+        names = {launch.kernel.__name__ for launch in launches} - {"conv2d_add_splits"}
         assert len(names) == (1 if i == 2 or not activation else 2), names
         op.backward(grad_out, x, weight, out if activation else None, *wanted, **options)
         assert torch.equal(wanted[i], expected)
@@ -238,7 +238,7 @@ def test_64_bit_offsets_change_nothing(name, layout):
 
 def test_many_splits(monkeypatch):
     """Sums over pixels in more partials than one block adds at a time."""
-    monkeypatch.setattr(op, "program_target", lambda _: 4000)
+    monkeypatch.setattr(conv2d_split_k, "program_target", lambda _: 4000)
     check(normal(2, 2, 66, 64), normal(3, 2, 1, 2, seed=1), conv())
 
 
