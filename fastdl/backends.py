@@ -6,7 +6,8 @@ Backends:
                 interpreter (``TRITON_INTERPRET=1`` before the first use; exact but slow, meant for tests).
 
 ``auto`` (the default) never measures at call time: it reads ``_AUTO`` below. A backend that is named
-explicitly, by ``use_backend`` or the environment variable ``FASTDL_BACKEND``, serves the call or raises.
+explicitly, by ``use_backend`` or the environment variable ``FASTDL_BACKEND``, serves the call or raises;
+only a call on an empty tensor, where there is nothing to compute, always goes to the reference.
 """
 
 from __future__ import annotations
@@ -82,17 +83,26 @@ def record() -> Iterator[list[Choice]]:
         _recorded = before
 
 
-def choose(op: str, device: torch.device, dtype: torch.dtype, unsupported: str | None = None) -> Choice:
+def choose(
+    op: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    unsupported: str | None = None,
+    empty: bool = False,
+) -> Choice:
     """The backend for a call of ``op`` on tensors of this device and dtype.
 
-    ``unsupported`` says why kernels in general do not cover the call (None: they do).
+    ``unsupported`` says why kernels in general do not cover the call (None: they do), ``empty`` that there
+    is nothing to compute.
 
     Raises:
         RuntimeError: if the backend in force was named explicitly and cannot serve the call.
     """
     if _forced != "auto":
         _check_name(_forced)
-    if _forced == "reference":
+    if empty:
+        choice = Choice(op, "reference", "nothing to compute")
+    elif _forced == "reference":
         choice = Choice(op, "reference", "chosen by name")
     else:
         reason = unsupported or _dtype_reason(dtype) or why_not("triton", device)

@@ -58,8 +58,8 @@ def conv2d(
     .. math:: out = act(input \star weight + bias)
 
     Args:
-        input: ``[N, C, H, W]`` or ``[C, H, W]``, contiguous or channels_last. Kernels: float32, float16,
-            bfloat16; anything else by the reference.
+        input: ``[N, C, H, W]`` or ``[C, H, W]``, any strides. Kernels: float32, float16, bfloat16; anything
+            else by the reference.
         weight: ``[K, C / groups, R, S]`` of the same dtype.
         bias: ``[K]`` or None.
         stride, dilation: an int or (height, width).

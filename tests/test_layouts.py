@@ -34,6 +34,24 @@ def test_output_and_gradient_have_torchs_strides(name, kernel, layout, device):
 
 @every_call
 @every_kernel
+@pytest.mark.parametrize("how", ["strided", "expanded"])
+def test_every_input_of_any_strides(name, kernel, how, device):
+    """Each tensor in turn, parameters and targets too, with holes between its elements or of stride 0."""
+    call = CALLS[name]
+    for position, tensor in enumerate(leaves(call, device)):
+        inputs = [t.detach() for t in leaves(call, device)]
+        if how == "strided":
+            inputs[position] = parity.lay_out(tensor.detach(), "strided")
+        else:
+            inputs[position] = tensor.detach().flatten()[:1].expand(tensor.numel()).view(tensor.shape)
+        dense = [t.contiguous() for t in inputs]
+        with backends.use_backend(kernel):
+            got, expected = call.function(*inputs), call.function(*dense)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@every_call
+@every_kernel
 def test_surroundings_of_views_are_untouched(name, kernel, device):
     """Inputs cut out of larger buffers at odd offsets: nothing outside is read into the result or written."""
     call = CALLS[name]

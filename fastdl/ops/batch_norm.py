@@ -54,11 +54,14 @@ def batch_norm(
     name, param = activations.resolve(OP, activation, activation_param)
     _check(input, running_mean, running_var, weight, bias, training, momentum, eps, residual)
 
-    if input.numel() == 0:
-        backend = "reference"
-    else:
-        reason = _unsupported(input, running_mean, running_var, weight, bias, residual)
-        backend = backends.choose(OP, input.device, input.dtype, reason).backend
+    empty = input.numel() == 0
+    backend = backends.choose(
+        OP,
+        input.device,
+        input.dtype,
+        _unsupported(input, running_mean, running_var, weight, bias, training, residual),
+        empty,
+    ).backend
     if backend == "reference":
         return reference.batch_norm(
             input, running_mean, running_var, weight, bias, training, momentum, eps, residual, name, param
@@ -67,6 +70,9 @@ def batch_norm(
     format = memory_format(input)
     x = input.contiguous(memory_format=format)
     residual = None if residual is None else residual.contiguous(memory_format=format)
+    weight, bias, running_mean, running_var = (
+        None if t is None else t.contiguous() for t in (weight, bias, running_mean, running_var)
+    )
     args = (weight, bias, residual, running_mean, running_var, training, momentum, eps, name, param, backend)
     if needs_grad(input, weight, bias, residual):
         return _BatchNorm.apply(x, *args)
@@ -121,6 +127,7 @@ def _unsupported(
     running_var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
+    training: bool,
     residual: Tensor | None,
 ) -> str | None:
     if input.dim() > 5:
@@ -132,8 +139,10 @@ def _unsupported(
             continue
         if tensor.dtype not in (torch.float32, input.dtype):
             return "parameters neither in float32 nor in the dtype of the input"
-        if not tensor.is_contiguous() or tensor.dim() != 1:
-            return "parameters that are not contiguous vectors"
+        if tensor.dim() != 1:
+            return "parameters that are not vectors"
+    if training and not all(t is None or t.is_contiguous() for t in (running_mean, running_var)):
+        return "running statistics that are not contiguous, updated in place"
     return unsupported(input, residual)
 
 
@@ -329,6 +338,8 @@ class _BatchNorm(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, out, mean, invstd, mask = ctx.saved_tensors
         needs = [ctx.needs_input_grad[i] for i in range(4)]
+        # an addition without an activation behind it hands its gradient on: no kernel copies it
+        passed_on = needs[3] and not ctx.activation[0]
         if torch.is_grad_enabled():
             grads = _differentiable_backward(ctx, grad_out, x, weight, bias, out, mean, invstd, mask)
         else:
@@ -344,10 +355,12 @@ class _BatchNorm(torch.autograd.Function):
                 mask,
                 ctx.training,
                 *ctx.activation,
-                needs,
+                [*needs[:3], needs[3] and not passed_on],
                 ctx.backend,
             )
             grads = [wanted(tensor, flag) for tensor, flag in zip(found, needs, strict=True)]
+            if passed_on:
+                grads[3] = grad_out
         return *grads, None, None, None, None, None, None, None, None
 
 

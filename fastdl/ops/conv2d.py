@@ -56,16 +56,17 @@ def conv2d(
     _check(input, weight, bias, stride, dilation, groups)
     before, after = _padding(input, weight, stride, padding, dilation)
 
-    if input.numel() == 0 or weight.numel() == 0:
-        backend = "reference"
-    else:
-        backend = backends.choose(OP, input.device, input.dtype, unsupported(input, weight, bias)).backend
+    empty = input.numel() == 0 or weight.numel() == 0
+    backend = backends.choose(
+        OP, input.device, input.dtype, _unsupported(input, weight, bias, stride, groups), empty
+    ).backend
     if before != after:  # padding="same" with an even reach: torch pads one more on the far side
         input = F.pad(input, (0, after[1] - before[1], 0, after[0] - before[0]))
     if backend == "reference":
         return reference.conv2d(input, weight, bias, stride, before, dilation, groups, name, param)
 
     x = input if input.dim() == 4 else input.unsqueeze(0)
+    bias = None if bias is None else bias.contiguous()
     args = (x, weight, bias, stride, before, dilation, groups, name, param, backend)
     out = _Conv2d.apply(*args) if needs_grad(input, weight, bias) else forward_op(*args)
     return out if input.dim() == 4 else out.squeeze(0)
@@ -136,10 +137,15 @@ def _padding(input: Tensor, weight: Tensor, stride: Pair, padding: Any, dilation
     return before, after
 
 
+def _unsupported(input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, groups: int) -> str | None:
+    if groups > 65535 or stride[0] * stride[1] > 65535:
+        return "more groups or a wider stride than a grid has room for"
+    return unsupported(input, weight, bias)
+
+
 def _allow_tf32() -> bool:
     """Whether torch's own convolutions may round float32 operands to TF32."""
-    precision = torch.backends.cudnn.conv.fp32_precision
-    return precision == "tf32"
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"
 
 
 def _allocate_forward(

@@ -34,10 +34,10 @@ def cross_entropy(
     check_tensors(OP, input=input, target=target, weight=weight)
     _check(input, target, weight, ignore_index, reduction, label_smoothing)
 
-    if input.numel() == 0:
-        backend = "reference"
-    else:
-        backend = backends.choose(OP, input.device, input.dtype, _unsupported(input, target, weight)).backend
+    empty = input.numel() == 0
+    backend = backends.choose(
+        OP, input.device, input.dtype, _unsupported(input, target, weight), empty
+    ).backend
     if backend == "reference":
         try:
             return reference.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
@@ -51,6 +51,7 @@ def cross_entropy(
     flat = target.reshape(n, c, -1) if target.is_floating_point() else target.reshape(n, -1)
     # autocast's policy is float32; the kernels compute in it anyway, so the logits need no copy
     dtype = torch.float32 if autocast_dtype(input) else input.dtype
+    weight = None if weight is None else weight.contiguous()
     args = (logits, flat, weight, ignore_index, reduction, label_smoothing, dtype, backend)
     loss = _CrossEntropy.apply(*args) if needs_grad(input) else forward_op(*args)[0]
     return loss.reshape(_rows_shape(input)) if reduction == "none" else loss

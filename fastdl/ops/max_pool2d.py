@@ -39,10 +39,8 @@ def max_pool2d(
     padding, dilation = pair(OP, "padding", padding), pair(OP, "dilation", dilation)
     _check(input, kernel_size, stride, padding, dilation, ceil_mode)
 
-    if input.numel() == 0:
-        backend = "reference"
-    else:
-        backend = backends.choose(OP, input.device, input.dtype, unsupported(input)).backend
+    empty = input.numel() == 0
+    backend = backends.choose(OP, input.device, input.dtype, unsupported(input), empty).backend
     if backend == "reference":
         return reference.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 

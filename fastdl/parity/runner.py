@@ -168,7 +168,8 @@ def lay_out(tensor: Tensor, layout: str) -> Tensor:
     if layout == "channels_last" and tensor.dim() == 5:
         return tensor.contiguous(memory_format=torch.channels_last_3d)
     if layout == "strided" and tensor.dim() > 0:
-        wide = tensor.new_full((*tensor.shape[:-1], 2 * tensor.shape[-1] + 1), float("nan"))
+        hole = float("nan") if tensor.is_floating_point() else 77
+        wide = tensor.new_full((*tensor.shape[:-1], 2 * tensor.shape[-1] + 1), hole)
         wide[..., 1::2] = tensor
         return wide[..., 1::2]
     return tensor
