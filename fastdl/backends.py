@@ -98,30 +98,39 @@ def choose(
     Raises:
         RuntimeError: if the backend in force was named explicitly and cannot serve the call.
     """
-    if _forced != "auto":
-        _check_name(_forced)
-    if empty:
-        choice = Choice(op, "reference", "nothing to compute")
-    elif _forced == "reference":
-        choice = Choice(op, "reference", "chosen by name")
-    else:
-        reason = unsupported or _dtype_reason(dtype) or why_not("triton", device)
-        if _forced == "triton":
-            if reason is not None:
-                raise RuntimeError(
-                    f"fastdl.{op}: expected a call that backend 'triton' can serve, got one that it cannot: "
-                    f"{reason}; use_backend('auto') serves it by the reference"
-                )
-            choice = Choice(op, "triton", "chosen by name")
-        elif reason is not None:
-            choice = Choice(op, "reference", reason)
-        elif device.type == "cpu":
-            choice = Choice(op, "reference", "interpreted Triton on the CPU is for tests")
-        else:
-            choice = Choice(op, *_AUTO[op])
+    choice = _choose(op, device, dtype, unsupported, empty)
     if _recorded is not None:
         _recorded.append(choice)
     return choice
+
+
+def serves(op: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether an ordinary call of ``op`` on such tensors would run a kernel of ours."""
+    return _choose(op, device, dtype, None, False).backend != "reference"
+
+
+def _choose(
+    op: str, device: torch.device, dtype: torch.dtype, unsupported: str | None, empty: bool
+) -> Choice:
+    if _forced != "auto":
+        _check_name(_forced)
+    if empty:
+        return Choice(op, "reference", "nothing to compute")
+    if _forced == "reference":
+        return Choice(op, "reference", "chosen by name")
+    reason = unsupported or _dtype_reason(dtype) or why_not("triton", device)
+    if _forced == "triton":
+        if reason is not None:
+            raise RuntimeError(
+                f"fastdl.{op}: expected a call that backend 'triton' can serve, got one that it cannot: "
+                f"{reason}; use_backend('auto') serves it by the reference"
+            )
+        return Choice(op, "triton", "chosen by name")
+    if reason is not None:
+        return Choice(op, "reference", reason)
+    if device.type == "cpu":
+        return Choice(op, "reference", "interpreted Triton on the CPU is for tests")
+    return Choice(op, *_AUTO[op])
 
 
 def kernel(backend: str, op: str) -> ModuleType:

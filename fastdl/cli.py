@@ -72,17 +72,13 @@ def parity(
 
     Without a GPU, Triton's kernels run through its interpreter. Exit status 1 if any case fails.
     """
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if torch.device(device).type == "cpu" and "triton" not in sys.modules:
-        os.environ.setdefault("TRITON_INTERPRET", "1")  # read by Triton when it is first imported
+    device = _device(device)
     from . import parity as p
 
     _check_choice("--op", op, backends.OPS)
     _check_choice("--backend", backend, backends.BACKENDS)
     names = {str(d).removeprefix("torch."): d for d in p.DTYPES}
     _check_choice("--dtype", dtype, names)
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise typer.BadParameter(f"no such device here: {device}", param_hint="--device")
 
     runs = p.plan(op or (), backend or (), device, [names[d] for d in dtype] if dtype else p.DTYPES)
     results: list[Result] = []
@@ -128,6 +124,21 @@ def _parity_table(results: list[Result], verbose: bool) -> Table:
     return table
 
 
+def _device(name: str) -> str:
+    """The device asked for; where it is the CPU, Triton's kernels are to be interpreted."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        raise typer.BadParameter(f"no such device here: {name}", param_hint="--device")
+    if kind == "cpu" and "triton" not in sys.modules:
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # read by Triton when it is first imported
+    return name
+
+
 def _check_choice(option: str, given: list[str] | None, known) -> None:
     for name in given or ():
         if name not in known:
@@ -142,9 +153,9 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of the weights and the distortions.")] = 0,
 ) -> None:
     """Convert a spatial transformer network, check it against the stock one, train both on real digits."""
+    device = _device(device)
     from .demo import run
 
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     console.print(info_table())
     run(epochs, torch.device(device), output, seed, console)
 

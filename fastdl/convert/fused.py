@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from .. import activations, functional
+from .. import activations, backends, functional
 from .. import nn as fast
 
 CONVS = (fast.Conv2d,)
@@ -84,10 +84,12 @@ def conv_pool_act(
     """``act(pool(conv(x)))`` with the activation before the pool: the maximum commutes with relu.
 
     Values, NaN and gradients are the same: a window without a positive value gets no gradient either way.
-    ``pool`` None is max_pool2d of ``args`` and ``kwargs``.
+    Where no kernel of ours takes the activation into the convolution, the smaller pooled image is the better
+    place for it. ``pool`` None is max_pool2d of ``args`` and ``kwargs``.
     """
     spec = _activation(act)
     commutes = pool is None or (bare(pool, POOLS) and not pool.return_indices)
+    commutes = commutes and backends.serves("conv2d", x.device, x.dtype)
     if spec is not None and spec[0] == "relu" and commutes and bare(conv, CONVS):
         return _pool(pool, fast.conv2d_forward(conv, x, *spec), args, kwargs)
     return _activate(act, _pool(pool, conv(x), args, kwargs))

@@ -106,7 +106,7 @@ class _Rewriter(Reader):
             return
         residual = b if norm is a else a
         step = self.step_of(act) if act is not None else None
-        text = f"{norm.target} + add" + (f" + {step.text}" if step else "")
+        text = f"{self.label(norm)} + add" + (f" + {step.text}" if step else "")
         with self.graph.inserting_before(add):
             chosen = None if step is None else step.act or self._module(act)
             args = (self._module(norm), chosen, norm.args[0], residual, in_place)
@@ -184,7 +184,7 @@ class _Rewriter(Reader):
             kind = type(self.module.get_submodule(node.target))
             for types, op in fused.OPS:
                 if kind in types:
-                    return Call(node.target, op, (node.target,))
+                    return Call(self.label(node), op, (node.target,))
         if step is not None:
             return Call(step.text, "", _targets([node]), note=f"not fused: {self._why(node)}")
         if node.target in (functional.cross_entropy, functional.max_pool2d):
@@ -198,8 +198,9 @@ class _Rewriter(Reader):
         kind = self.kind_of(before)
         if kind in ("conv", "norm") and len(before.users) > 1:
             return "what it is applied to is used elsewhere too"
-        named = before.target if isinstance(before.target, str) else before.target.__name__
-        return f"it follows {named}"
+        if before.op == "call_module":
+            return f"it follows {self.label(before)}"
+        return f"it follows {before.target if isinstance(before.target, str) else before.target.__name__}"
 
 
 def _targets(nodes: list[fx.Node | None]) -> tuple[str, ...]:

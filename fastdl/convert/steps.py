@@ -74,7 +74,7 @@ class Reader:
                 if child is not None and len(node.args) == 1:
                     if kind == "act" and fused.activation_spec(child) is None:
                         return None
-                    return Step(kind, node.target)
+                    return Step(kind, self.label(node))
         elif node.op == "call_function" and node.target in _KINDS:
             kind = _KINDS[node.target]
             if kind == "pool":  # with indices, or with what a call knows only: not moved behind a relu
@@ -87,6 +87,12 @@ class Reader:
             act = _functional_act(name, node)
             return act and Step("relu" if name == "relu" else "act", name, act)
         return None
+
+    def label(self, node: fx.Node) -> str:
+        """How explain shows the call of a child: its name, and its type where the name is a number."""
+        number = node.target.rpartition(".")[2].isdigit()
+        kind = type(self.module.get_submodule(node.target)).__name__
+        return f"{node.target} ({kind})" if number else node.target
 
     def kind_of(self, node: Any) -> str | None:
         step = self.step_of(node) if isinstance(node, fx.Node) else None
