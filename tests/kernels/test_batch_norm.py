@@ -1,4 +1,4 @@
-"""kernels/batch_norm.py as it fills its outputs, held against torch's own op and a float64 oracle."""
+"""kernels/batch_norm*.py as they fill their outputs, held against torch's own op and a float64 oracle."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton")
 
-from fastdl.kernels import _runtime, batch_norm
+from fastdl.kernels import _runtime, batch_norm, batch_norm_activation, batch_norm_tiles
 
 if not (_runtime.INTERPRETED or torch.cuda.is_available()):
     pytest.skip("needs TRITON_INTERPRET=1 or a CUDA device", allow_module_level=True)
@@ -33,10 +33,12 @@ PARAMS = {"leaky_relu": 0.01, "elu": 1.0}
 @pytest.fixture(params=["one launch", "three launches"])
 def path(request, monkeypatch):
     """Both ways through training; tiny tiles, so that small tensors have many, and three splits of them."""
-    monkeypatch.setattr(batch_norm, "_ONE_LAUNCH_TILES", 10**6 if request.param == "one launch" else 0)
-    if request.param == "three launches":
-        monkeypatch.setattr(batch_norm, "program_target", lambda x: 3 * x.shape[1])
-    monkeypatch.setattr(batch_norm, "_TILE", 64)
+    one = request.param == "one launch"
+    monkeypatch.setattr(batch_norm_tiles, "ONE_LAUNCH_TILES", 10**6 if one else 0)
+    if not one:
+        monkeypatch.setattr(batch_norm_tiles, "program_target", lambda x: 3 * x.shape[1])
+    monkeypatch.setattr(batch_norm_tiles, "TILE", 64)
+    monkeypatch.setattr(batch_norm_activation, "BLOCK", 64)
     return request.param
 
 
