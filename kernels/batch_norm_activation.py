@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._runtime import cdiv, index, launch, wide
+from ._runtime import cdiv, index, launch, narrow, wide
 from .activation import activate, activation_grad
 
 #: Elements of which one program packs the mask.
@@ -50,7 +50,11 @@ def incoming(
             if out_ptr is not None:
                 y = tl.load(out_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
             else:
-                y = activate(preactivation(x, mean, scale, bias), param, ACT)
+                z = preactivation(x, mean, scale, bias)
+                if ACT == "relu" or ACT == "leaky_relu" or ACT == "elu":
+                    # Which side of the kink: that of z in x's dtype, as mask, out and torch have it.
+                    z = narrow(z, grad_out_ptr).to(tl.float32)
+                y = activate(z, param, ACT)
             grad = tl.where(inside, activation_grad(grad, y, param, ACT), 0.0)
     return grad
 

@@ -248,7 +248,7 @@ def test_unwanted_gradients(training, skip, path):
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_three_ways_back_through_relu(channels_last, dtype, path):
     """Mask, output and recomputed pre-activation give the same gradients, bit for bit."""
     case = tensors((4, 3, 5, 5), dtype, channels_last)
@@ -258,6 +258,22 @@ def test_three_ways_back_through_relu(channels_last, dtype, path):
     for name in ("out", "grad_x", "grad_weight", "grad_bias"):
         for way in ways[1:]:
             assert torch.equal(way[name], ways[0][name]), name
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "elu"])
+def test_kinks_as_the_output_has_them(activation, path, monkeypatch):
+    """float16 rounds 1e-8 to 0, where relu's gradient is 0: whichever way back, and in torch."""
+    monkeypatch.setitem(PARAMS, "elu", 2.0)  # with 1 it has no kink
+    case = tensors((4, 3, 5, 4), torch.float16)
+    case["x"].zero_()
+    case["running_mean"].zero_()
+    case["bias"].copy_(torch.tensor([1e-8, -1e-8, 1e-7]))
+    options = {"training": False, "activation": activation}
+    theirs = torch_says(case, None, **options)
+    for saved in ("recompute", "out", *(["mask"] if activation == "relu" else [])):
+        ours = fill(case, saved=saved, **options)
+        for name in ("out", "grad_x", "grad_bias"):
+            torch.testing.assert_close(ours[name], theirs[name], rtol=2e-3, atol=1e-5, msg=f"{saved} {name}")
 
 
 @pytest.mark.parametrize(("shape", "channels_last"), [((2, 3, 4, 4), False), ((2, 3, 3, 3), True)])
