@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import torch
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console()
+if not console.is_terminal:
+    console.width = max(console.width, 120)  # a log folds nothing
 
 
 @app.callback()
@@ -108,8 +111,9 @@ def _map(execute, runs, parallel: bool):
 
 
 def _parity_table(results: list[Result], verbose: bool) -> Table:
-    """One row per op, backend, dtype, layout and direction, or per case; failures always singly."""
-    table = Table("op", "backend", "dtype", "layout", "direction", "cases", "our error", "torch's", "verdict")
+    """One row per op, backend, dtype, layout and direction, or per case; what did not pass says why."""
+    columns = ("op", "backend", "dtype", "layout", "direction", "case" if verbose else "cases")
+    table = Table(*columns, "our error", "torch's", "verdict", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     groups: dict[tuple[str, ...], list[Result]] = {}
     for r in results:
         key = (r.op, r.backend, r.dtype, r.layout, r.direction)
@@ -117,10 +121,11 @@ def _parity_table(results: list[Result], verbose: bool) -> Table:
     for key, members in groups.items():
         worst = max(members, key=lambda r: (r.verdict == "fail", r.error))
         colour = {"pass": "green", "fail": "red", "skip": "yellow"}[worst.verdict]
-        errors = ("", "") if worst.verdict == "skip" else (f"{worst.error:.2g}", f"{worst.torch_error:.2g}")
-        note = f" {worst.case}: {worst.note}" if worst.verdict == "fail" else f" {worst.note}"
-        count = key[5] if verbose else str(len(members))
-        table.add_row(*key[:5], count, *errors, f"[{colour}]{worst.verdict}[/]{note}")
+        errors = ("", "") if worst.verdict == "skip" else (f"{worst.error:.1e}", f"{worst.torch_error:.1e}")
+        note = {"pass": "", "fail": f" {worst.case}: {worst.note}", "skip": f" {worst.note}"}[worst.verdict]
+        table.add_row(
+            *key[:5], key[5] if verbose else str(len(members)), *errors, f"[{colour}]{worst.verdict}[/]{note}"
+        )
     return table
 
 

@@ -1,4 +1,4 @@
-"""Activations inside kernels: y = act(x), and dx = dy * act'(x) written in terms of y.
+"""Activations inside kernels: y = act(x), and dx = dy * act'(x) from y or from x, whichever is at hand.
 
 ``ACT`` is the name as ``fastdl.activations`` lists it ("" for none), ``param`` its float parameter
 (negative_slope of leaky_relu, alpha of elu). All arithmetic is in float32. NaN passes through every
@@ -42,6 +42,29 @@ def activation_grad(dy, y, param, ACT: tl.constexpr):
         dy = dy * (1.0 - y * y)
     elif ACT == "softplus":
         dy = tl.where(y > 20.0, dy, -dy * _expm1(-y))
+    return dy
+
+
+@triton.jit
+def activation_grad_at(dy, x, param, ACT: tl.constexpr):
+    """dy * act'(x) from the pre-activation ``x`` (both float32).
+
+    Where x is at hand it is the better source: close to saturation 1 - y * y is mostly the rounding of y.
+    """
+    if ACT == "relu":
+        dy = tl.where(x <= 0.0, 0.0, dy)
+    elif ACT == "leaky_relu":
+        dy = tl.where(x > 0.0, dy, dy * param)
+    elif ACT == "elu":
+        dy = tl.where(x <= 0.0, dy * (param * tl.exp(x)), dy)
+    elif ACT == "sigmoid":
+        e = tl.exp(-tl.abs(x))
+        dy = dy * (e / ((1.0 + e) * (1.0 + e)))
+    elif ACT == "tanh":
+        e = tl.exp(-2.0 * tl.abs(x))
+        dy = dy * (4.0 * e / ((1.0 + e) * (1.0 + e)))
+    elif ACT == "softplus":
+        dy = tl.where(x > 20.0, dy, dy * _sigmoid(x))
     return dy
 
 

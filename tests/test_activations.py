@@ -28,8 +28,8 @@ def test_kernels_agree_with_the_table(name, values):
     run = _kernel(triton)
     param = ACTIVATIONS[name].param
     x = values.to(DEVICE)
-    y, grad = torch.empty_like(x), torch.empty_like(x)
-    run[(1,)](x, y, grad, x.numel(), param, BLOCK=2048, ACT=name)
+    y, grad, grad_at = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
+    run[(1,)](x, y, grad, grad_at, x.numel(), param, BLOCK=2048, ACT=name)
     assert parity.judge(y, apply(x, name, param), apply(x.double(), name, param)).failure == ""
     if values is X:
         leaf = x.clone().requires_grad_()
@@ -37,21 +37,24 @@ def test_kernels_agree_with_the_table(name, values):
         double = x.double().requires_grad_()
         (oracle,) = torch.autograd.grad(apply(double, name, param).sum(), double)
         assert parity.judge(grad, torchs, oracle).failure == ""
+        assert parity.judge(grad_at, torchs, oracle).failure == ""
 
 
 def _kernel(triton):
-    """act and its derivative, elementwise; Triton reads the source, so it is a function of this file."""
-    global tl, activate, activation_grad
+    """act and both its derivatives, elementwise; Triton finds what a kernel uses among the globals."""
+    global tl, activate, activation_grad, activation_grad_at
     import triton.language as tl
-    from fastdl.kernels.activation import activate, activation_grad
+    from fastdl.kernels.activation import activate, activation_grad, activation_grad_at
 
     @triton.jit
-    def kernel(x_ptr, y_ptr, grad_ptr, n, param, BLOCK: tl.constexpr, ACT: tl.constexpr):
+    def kernel(x_ptr, y_ptr, grad_ptr, grad_at_ptr, n, param, BLOCK: tl.constexpr, ACT: tl.constexpr):
         i = tl.arange(0, BLOCK)
         x = tl.load(x_ptr + i, mask=i < n)
         y = activate(x, param, ACT)
         tl.store(y_ptr + i, y, mask=i < n)
-        tl.store(grad_ptr + i, activation_grad(tl.full([BLOCK], 1.0, tl.float32), y, param, ACT), mask=i < n)
+        one = tl.full([BLOCK], 1.0, tl.float32)
+        tl.store(grad_ptr + i, activation_grad(one, y, param, ACT), mask=i < n)
+        tl.store(grad_at_ptr + i, activation_grad_at(one, x, param, ACT), mask=i < n)
 
     return kernel
 

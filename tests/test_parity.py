@@ -29,6 +29,13 @@ def test_every_op_has_cases_with_gradients():
         assert any(case.op == op and case.grads for case in parity.CASES)
 
 
+def test_no_case_is_arbitrary():
+    """At a tie or a kink torch itself is far from the oracle, and the rule would let anything pass."""
+    for run in parity.plan(names=["reference"], dtypes=[torch.float32], layouts=["contiguous"]):
+        for result in parity.execute(run):
+            assert result.torch_error < 1e-3, f"{run.op} {run.name} {result.direction}: {result.torch_error}"
+
+
 def test_names_are_unique():
     keys = [(case.op, case.name) for case in parity.CASES]
     assert len(keys) == len(set(keys))
