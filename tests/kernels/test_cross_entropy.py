@@ -1,4 +1,4 @@
-"""kernels/cross_entropy.py fills what it is handed, within the rule against torch and a float64 oracle."""
+"""kernels/cross_entropy*.py fill what they are handed, within the rule against torch and a float64 oracle."""
 
 import os
 
