@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from ._runtime import cdiv, index, launch, narrow, wide
-from .activation import activate, activation_grad
+from .activation import activation_grad, activation_grad_at
 
 #: Elements of which one program packs the mask.
 BLOCK = 4096
@@ -49,13 +49,14 @@ def incoming(
         else:
             if out_ptr is not None:
                 y = tl.load(out_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+                grad = activation_grad(grad, y, param, ACT)
             else:
                 z = preactivation(x, mean, scale, bias)
                 if ACT == "relu" or ACT == "leaky_relu" or ACT == "elu":
                     # Which side of the kink: that of z in x's dtype, as mask, out and torch have it.
                     z = narrow(z, grad_out_ptr).to(tl.float32)
-                y = activate(z, param, ACT)
-            grad = tl.where(inside, activation_grad(grad, y, param, ACT), 0.0)
+                grad = activation_grad_at(grad, z, param, ACT)
+            grad = tl.where(inside, grad, 0.0)
     return grad
 
 
