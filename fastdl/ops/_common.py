@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,22 +12,30 @@ from torch import Tensor
 library = torch.library.Library("fastdl", "DEF")
 
 
-def register(schema: str, allocate: Callable[..., Any], fill: Callable[..., None]) -> Any:
-    """Define ``fastdl::<schema>``: outputs from ``allocate(*args)``, filled by ``fill(outputs, *args)``.
+def register(
+    name: str,
+    schema: str,
+    arguments: type[NamedTuple],
+    allocate: Callable[..., Any],
+    fill: Callable[..., None],
+) -> Any:
+    """Define ``torch.ops.fastdl.<name>`` and return it.
 
-    ``allocate`` also serves as the fake implementation, so real and fake outputs cannot disagree.
+    ``arguments`` names the arguments of ``schema``, in its order; ``allocate(arguments)`` makes the outputs
+    and ``fill(outputs, arguments)`` computes them. ``allocate`` is the fake implementation too, so the fake
+    outputs and the real ones cannot disagree.
     """
 
     def implementation(*args: Any) -> Any:
-        outputs = allocate(*args)
-        fill(outputs, *args)
+        called = arguments(*args)
+        outputs = allocate(called)
+        fill(outputs, called)
         return outputs
 
-    name = schema.partition("(")[0]
-    library.define(schema)
+    library.define(name + schema)
     for key in ("CPU", "CUDA"):
         library.impl(name, implementation, key)
-    torch.library.register_fake(f"fastdl::{name}", allocate, lib=library)
+    torch.library.register_fake(f"fastdl::{name}", lambda *args: allocate(arguments(*args)), lib=library)
     return getattr(torch.ops.fastdl, name).default
 
 

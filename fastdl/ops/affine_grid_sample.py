@@ -5,7 +5,7 @@ Saved for backward: the input and theta. An image that needs no gradient costs n
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,84 +87,72 @@ def _unsupported(input: Tensor, theta: Tensor, mode: str) -> str | None:
     return unsupported(input, theta)
 
 
-def _allocate_forward(
-    x: Tensor,
-    theta: Tensor,
-    size: list[int],
-    mode: str,
-    padding_mode: str,
-    align_corners: bool,
-    dtype: torch.dtype,
-    backend: str,
-) -> Tensor:
-    """out [N, C, OH, OW], contiguous whatever the input is, as grid_sample's."""
-    return x.new_empty((theta.shape[0], x.shape[1], *size), dtype=dtype)
+class Forward(NamedTuple):
+    """The arguments of affine_grid_sample_forward."""
+
+    x: Tensor  # [N or 1, C, H, W]
+    theta: Tensor  # [N, 2, 3]
+    size: list[int]  # [OH, OW]
+    mode: str
+    padding_mode: str
+    align_corners: bool
+    dtype: torch.dtype  # of the output
+    backend: str
 
 
-def _fill_forward(
-    out: Tensor,
-    x: Tensor,
-    theta: Tensor,
-    size: list[int],
-    mode: str,
-    padding_mode: str,
-    align_corners: bool,
-    dtype: torch.dtype,
-    backend: str,
-) -> None:
-    backends.kernel(backend, OP).forward(
-        x, theta, out, mode=mode, padding_mode=padding_mode, align_corners=align_corners
-    )
+class Backward(NamedTuple):
+    """The arguments of affine_grid_sample_backward."""
+
+    grad_out: Tensor  # [N, C, OH, OW]
+    x: Tensor  # [N or 1, C, H, W]
+    theta: Tensor  # [N, 2, 3]
+    mode: str
+    padding_mode: str
+    align_corners: bool
+    output_mask: list[bool]  # which of grad_x, grad_theta are wanted
+    backend: str
 
 
-def _allocate_backward(
-    grad_out: Tensor,
-    x: Tensor,
-    theta: Tensor,
-    mode: str,
-    padding_mode: str,
-    align_corners: bool,
-    output_mask: list[bool],
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+def _options(a: Forward | Backward) -> dict[str, Any]:
+    return {"mode": a.mode, "padding_mode": a.padding_mode, "align_corners": a.align_corners}
+
+
+def _allocate_forward(a: Forward) -> Tensor:
+    """out [N, C, OH, OW], contiguous whatever x is, as grid_sample's."""
+    return a.x.new_empty((a.theta.shape[0], a.x.shape[1], *a.size), dtype=a.dtype)
+
+
+def _fill_forward(out: Tensor, a: Forward) -> None:
+    backends.kernel(a.backend, OP).forward(a.x, a.theta, out, **_options(a))
+
+
+def _allocate_backward(a: Backward) -> tuple[Tensor, Tensor]:
     """grad_x of x's shape and grad_theta [N, 2, 3], both contiguous."""
     return (
-        x.new_empty(x.shape) if output_mask[0] else x.new_empty(0),
-        theta.new_empty(theta.shape) if output_mask[1] else theta.new_empty(0),
+        a.x.new_empty(a.x.shape if a.output_mask[0] else 0),
+        a.theta.new_empty(a.theta.shape if a.output_mask[1] else 0),
     )
 
 
-def _fill_backward(
-    outputs: tuple[Tensor, Tensor],
-    grad_out: Tensor,
-    x: Tensor,
-    theta: Tensor,
-    mode: str,
-    padding_mode: str,
-    align_corners: bool,
-    output_mask: list[bool],
-    backend: str,
-) -> None:
-    backends.kernel(backend, OP).backward(
-        grad_out,
-        x,
-        theta,
-        *(wanted(tensor, flag) for tensor, flag in zip(outputs, output_mask, strict=True)),
-        mode=mode,
-        padding_mode=padding_mode,
-        align_corners=align_corners,
+def _fill_backward(outputs: tuple[Tensor, Tensor], a: Backward) -> None:
+    backends.kernel(a.backend, OP).backward(
+        a.grad_out, a.x, a.theta, *map(wanted, outputs, a.output_mask), **_options(a)
     )
 
 
 forward_op = register(
-    "affine_grid_sample_forward(Tensor x, Tensor theta, SymInt[] size, str mode, str padding_mode, "
-    "bool align_corners, ScalarType dtype, str backend) -> Tensor",
+    "affine_grid_sample_forward",
+    "(Tensor x, Tensor theta, SymInt[] size, str mode, str padding_mode, bool align_corners, "
+    "ScalarType dtype, str backend) -> Tensor",
+    Forward,
     _allocate_forward,
     _fill_forward,
 )
 backward_op = register(
-    "affine_grid_sample_backward(Tensor grad_out, Tensor x, Tensor theta, str mode, str padding_mode, "
-    "bool align_corners, bool[] output_mask, str backend) -> (Tensor, Tensor)",
+    "affine_grid_sample_backward",
+    "(Tensor grad_out, Tensor x, Tensor theta, str mode, str padding_mode, bool align_corners, "
+    "bool[] output_mask, str backend) -> (Tensor, Tensor)",
+    Backward,
     _allocate_backward,
     _fill_backward,
 )
@@ -172,22 +160,12 @@ backward_op = register(
 
 class _AffineGridSample(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        theta: Tensor,
-        size: list[int],
-        mode: str,
-        padding_mode: str,
-        align_corners: bool,
-        dtype: torch.dtype,
-        backend: str,
-    ) -> Tensor:
-        out = forward_op(x, theta, size, mode, padding_mode, align_corners, dtype, backend)
-        ctx.save_for_backward(x, theta)
-        ctx.options, ctx.size, ctx.dtype = (mode, padding_mode, align_corners), size, dtype
-        ctx.backend = backend
-        return out
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        a = Forward(*args)
+        ctx.save_for_backward(a.x, a.theta)
+        ctx.options = (a.mode, a.padding_mode, a.align_corners)
+        ctx.size, ctx.dtype, ctx.backend = a.size, a.dtype, a.backend
+        return forward_op(*args)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
@@ -200,5 +178,5 @@ class _AffineGridSample(torch.autograd.Function):
             grads = differentiate(y, [x, theta], grad_out)
         else:
             found = backward_op(grad_out, x, theta, *ctx.options, needs, ctx.backend)
-            grads = [wanted(tensor, flag) for tensor, flag in zip(found, needs, strict=True)]
-        return *grads, None, None, None, None, None, None
+            grads = [*map(wanted, found, needs)]
+        return *grads, *[None] * (len(Forward._fields) - 2)

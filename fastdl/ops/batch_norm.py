@@ -7,7 +7,7 @@ output (other activations). Without a residual the pre-activation is recomputed,
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,10 +73,10 @@ def batch_norm(
     weight, bias, running_mean, running_var = (
         None if t is None else t.contiguous() for t in (weight, bias, running_mean, running_var)
     )
-    args = (weight, bias, residual, running_mean, running_var, training, momentum, eps, name, param, backend)
-    if needs_grad(input, weight, bias, residual):
-        return _BatchNorm.apply(x, *args)
-    return forward_op(x, *args[:-1], False, backend)[0]
+    save = needs_grad(input, weight, bias, residual)
+    statistics = (running_mean, running_var, training, momentum, eps)
+    args = (x, weight, bias, residual, *statistics, name, param, save, backend)
+    return _BatchNorm.apply(*args) if save else forward_op(*args)[0]
 
 
 def _check(
@@ -146,144 +146,114 @@ def _unsupported(
     return unsupported(input, residual)
 
 
-def _saves_mask(residual: Tensor | None, activation: str) -> bool:
-    return residual is not None and activation == "relu"
+class Forward(NamedTuple):
+    """The arguments of batch_norm_forward; all tensors but [C] ones are dense with x's strides."""
+
+    x: Tensor  # [N, C, ...]
+    weight: Tensor | None  # [C]
+    bias: Tensor | None  # [C]
+    residual: Tensor | None  # [N, C, ...]
+    running_mean: Tensor | None  # [C]
+    running_var: Tensor | None  # [C]
+    training: bool
+    momentum: float
+    eps: float
+    activation: str
+    activation_param: float
+    save: bool  # whether a backward will follow
+    backend: str
 
 
-def _saves_out(residual: Tensor | None, activation: str) -> bool:
-    return residual is not None and activation not in ("", "relu")
+class Backward(NamedTuple):
+    """The arguments of batch_norm_backward."""
+
+    grad_out: Tensor  # [N, C, ...]
+    x: Tensor  # [N, C, ...]
+    weight: Tensor | None  # [C]
+    bias: Tensor | None  # [C]
+    out: Tensor | None  # [N, C, ...]
+    mean: Tensor  # [C]
+    invstd: Tensor  # [C]
+    mask: Tensor | None  # [numel / 8]
+    training: bool
+    activation: str
+    activation_param: float
+    output_mask: list[bool]  # which of grad_x, grad_weight, grad_bias, grad_residual are wanted
+    backend: str
 
 
-def _allocate_forward(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    activation: str,
-    activation_param: float,
-    save: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _allocate_forward(a: Forward) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """out like x; mean and invstd [C] float32; mask: one bit per element of x in memory order."""
-    statistics = x.shape[1] if training or save else 0
-    bits = (x.numel() + 7) // 8 if save and _saves_mask(residual, activation) else 0
+    channels = a.x.shape[1] if a.training or a.save else 0
+    bits = (a.x.numel() + 7) // 8 if a.save and _saves_mask(a) else 0
     return (
-        torch.empty_like(x),
-        x.new_empty(statistics, dtype=torch.float32),
-        x.new_empty(statistics, dtype=torch.float32),
-        x.new_empty(bits, dtype=torch.uint8),
+        torch.empty_like(a.x),
+        a.x.new_empty(channels, dtype=torch.float32),
+        a.x.new_empty(channels, dtype=torch.float32),
+        a.x.new_empty(bits, dtype=torch.uint8),
     )
 
 
-def _fill_forward(
-    outputs: tuple[Tensor, Tensor, Tensor, Tensor],
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    activation: str,
-    activation_param: float,
-    save: bool,
-    backend: str,
-) -> None:
+def _fill_forward(outputs: tuple[Tensor, Tensor, Tensor, Tensor], a: Forward) -> None:
     out, mean, invstd, mask = outputs
-    statistics = training or save
-    backends.kernel(backend, OP).forward(
-        x,
-        weight,
-        bias,
-        residual,
-        running_mean,
-        running_var,
+    backends.kernel(a.backend, OP).forward(
+        a.x,
+        a.weight,
+        a.bias,
+        a.residual,
+        a.running_mean,
+        a.running_var,
         out,
-        wanted(mean, statistics),
-        wanted(invstd, statistics),
-        wanted(mask, save and _saves_mask(residual, activation)),
-        training=training,
-        momentum=momentum,
-        eps=eps,
-        activation=activation,
-        activation_param=activation_param,
+        wanted(mean, a.training or a.save),
+        wanted(invstd, a.training or a.save),
+        wanted(mask, a.save and _saves_mask(a)),
+        training=a.training,
+        momentum=a.momentum,
+        eps=a.eps,
+        activation=a.activation,
+        activation_param=a.activation_param,
     )
 
 
-def _allocate_backward(
-    grad_out: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    out: Tensor | None,
-    mean: Tensor,
-    invstd: Tensor,
-    mask: Tensor | None,
-    training: bool,
-    activation: str,
-    activation_param: float,
-    output_mask: list[bool],
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _saves_mask(a: Forward) -> bool:
+    return a.residual is not None and a.activation == "relu"
+
+
+def _saves_out(a: Forward) -> bool:
+    return a.residual is not None and a.activation not in ("", "relu")
+
+
+def _allocate_backward(a: Backward) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """grad_x and grad_residual like x, grad_weight like weight, grad_bias like bias."""
-    return (
-        empty_if(output_mask[0], x, x),
-        empty_if(output_mask[1], weight, x),
-        empty_if(output_mask[2], bias, x),
-        empty_if(output_mask[3], x, x),
-    )
+    like = (a.x, a.weight, a.bias, a.x)
+    return tuple(empty_if(flag, t, a.x) for flag, t in zip(a.output_mask, like, strict=True))
 
 
-def _fill_backward(
-    outputs: tuple[Tensor, Tensor, Tensor, Tensor],
-    grad_out: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    out: Tensor | None,
-    mean: Tensor,
-    invstd: Tensor,
-    mask: Tensor | None,
-    training: bool,
-    activation: str,
-    activation_param: float,
-    output_mask: list[bool],
-    backend: str,
-) -> None:
-    backends.kernel(backend, OP).backward(
-        grad_out,
-        x,
-        weight,
-        bias,
-        out,
-        mean,
-        invstd,
-        mask,
-        *(wanted(tensor, flag) for tensor, flag in zip(outputs, output_mask, strict=True)),
-        training=training,
-        activation=activation,
-        activation_param=activation_param,
+def _fill_backward(outputs: tuple[Tensor, Tensor, Tensor, Tensor], a: Backward) -> None:
+    backends.kernel(a.backend, OP).backward(
+        *a[: Backward._fields.index("training")],
+        *map(wanted, outputs, a.output_mask),
+        training=a.training,
+        activation=a.activation,
+        activation_param=a.activation_param,
     )
 
 
 forward_op = register(
-    "batch_norm_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor(a!)? running_mean, "
+    "batch_norm_forward",
+    "(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor(a!)? running_mean, "
     "Tensor(b!)? running_var, bool training, float momentum, float eps, str activation, "
     "float activation_param, bool save, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    Forward,
     _allocate_forward,
     _fill_forward,
 )
 backward_op = register(
-    "batch_norm_backward(Tensor grad_out, Tensor x, Tensor? weight, Tensor? bias, Tensor? out, Tensor mean, "
-    "Tensor invstd, Tensor? mask, bool training, str activation, float activation_param, bool[] output_mask, "
-    "str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    "batch_norm_backward",
+    "(Tensor grad_out, Tensor x, Tensor? weight, Tensor? bias, Tensor? out, Tensor mean, Tensor invstd, "
+    "Tensor? mask, bool training, str activation, float activation_param, bool[] output_mask, str backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    Backward,
     _allocate_backward,
     _fill_backward,
 )
@@ -291,77 +261,32 @@ backward_op = register(
 
 class _BatchNorm(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        training: bool,
-        momentum: float,
-        eps: float,
-        activation: str,
-        activation_param: float,
-        backend: str,
-    ) -> Tensor:
-        out, mean, invstd, mask = forward_op(
-            x,
-            weight,
-            bias,
-            residual,
-            running_mean,
-            running_var,
-            training,
-            momentum,
-            eps,
-            activation,
-            activation_param,
-            True,
-            backend,
-        )
-        ctx.save_for_backward(
-            x,
-            weight,
-            bias,
-            out if _saves_out(residual, activation) else None,
-            mean,
-            invstd,
-            mask if _saves_mask(residual, activation) else None,
-        )
-        ctx.training, ctx.eps, ctx.has_residual, ctx.backend = training, eps, residual is not None, backend
-        ctx.activation = (activation, activation_param)
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        a = Forward(*args)
+        out, mean, invstd, mask = forward_op(*args)
+        # the residual itself is not kept: backward goes through the activation by the mask or the output
+        saved_out, saved_mask = wanted(out, _saves_out(a)), wanted(mask, _saves_mask(a))
+        ctx.save_for_backward(a.x, a.weight, a.bias, saved_out, mean, invstd, saved_mask)
+        ctx.training, ctx.eps, ctx.has_residual = a.training, a.eps, a.residual is not None
+        ctx.activation, ctx.backend = (a.activation, a.activation_param), a.backend
         return out
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, out, mean, invstd, mask = ctx.saved_tensors
+        saved = ctx.saved_tensors
         needs = [ctx.needs_input_grad[i] for i in range(4)]
-        # an addition without an activation behind it hands its gradient on: no kernel copies it
-        passed_on = needs[3] and not ctx.activation[0]
         if torch.is_grad_enabled():
-            grads = _differentiable_backward(ctx, grad_out, x, weight, bias, out, mean, invstd, mask)
+            grads = _differentiable_backward(ctx, grad_out, *saved)
         else:
-            grad_out = grad_out.contiguous(memory_format=memory_format(x))
-            found = backward_op(
-                grad_out,
-                x,
-                weight,
-                bias,
-                out,
-                mean,
-                invstd,
-                mask,
-                ctx.training,
-                *ctx.activation,
-                [*needs[:3], needs[3] and not passed_on],
-                ctx.backend,
-            )
-            grads = [wanted(tensor, flag) for tensor, flag in zip(found, needs, strict=True)]
+            grad_out = grad_out.contiguous(memory_format=memory_format(saved[0]))
+            # an addition with no activation behind it hands its gradient on: no kernel copies it
+            passed_on = needs[3] and not ctx.activation[0]
+            flags = [*needs[:3], needs[3] and not passed_on]
+            found = backward_op(grad_out, *saved, ctx.training, *ctx.activation, flags, ctx.backend)
+            grads = [*map(wanted, found, flags)]
             if passed_on:
                 grads[3] = grad_out
-        return *grads, None, None, None, None, None, None, None, None
+        return *grads, *[None] * (len(Forward._fields) - 4)
 
 
 def _differentiable_backward(

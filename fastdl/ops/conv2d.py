@@ -6,7 +6,7 @@ the output, so no mask and no pre-activation is kept).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -143,124 +143,98 @@ def _unsupported(input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pai
     return unsupported(input, weight, bias)
 
 
-def _allow_tf32() -> bool:
-    """Whether torch's own convolutions may round float32 operands to TF32."""
-    return torch.backends.cudnn.conv.fp32_precision == "tf32"
+class Forward(NamedTuple):
+    """The arguments of conv2d_forward."""
+
+    x: Tensor  # [N, C, H, W]
+    weight: Tensor  # [K, C / groups, R, S]
+    bias: Tensor | None  # [K]
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+    activation: str
+    activation_param: float
+    backend: str
 
 
-def _allocate_forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    activation: str,
-    activation_param: float,
-    backend: str,
-) -> Tensor:
-    """out [N, K, OH, OW], channels_last if input or weight is."""
+class Backward(NamedTuple):
+    """The arguments of conv2d_backward."""
+
+    grad_out: Tensor  # [N, K, OH, OW]
+    x: Tensor  # [N, C, H, W]
+    weight: Tensor  # [K, C / groups, R, S]
+    out: Tensor | None  # [N, K, OH, OW], saved if there is an activation
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+    activation: str
+    activation_param: float
+    output_mask: list[bool]  # which of grad_x, grad_weight, grad_bias are wanted
+    backend: str
+
+
+def _options(a: Forward | Backward) -> dict[str, Any]:
+    return {
+        "stride": tuple(a.stride),
+        "padding": tuple(a.padding),
+        "dilation": tuple(a.dilation),
+        "groups": a.groups,
+        "activation": a.activation,
+        "activation_param": a.activation_param,
+        # whether torch's own convolutions may round float32 operands to TF32
+        "allow_tf32": torch.backends.cudnn.conv.fp32_precision == "tf32",
+    }
+
+
+def _is_channels_last(a: Forward | Backward) -> bool:
+    return is_channels_last(a.x) or is_channels_last(a.weight)
+
+
+def _allocate_forward(a: Forward) -> Tensor:
+    """out [N, K, OH, OW], channels_last if x or weight is."""
     spatial = (
-        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1
+        (a.x.shape[2 + i] + 2 * a.padding[i] - a.dilation[i] * (a.weight.shape[2 + i] - 1) - 1) // a.stride[i]
+        + 1
         for i in (0, 1)
     )
-    channels_last = is_channels_last(x) or is_channels_last(weight)
-    return empty(x, (x.shape[0], weight.shape[0], *spatial), channels_last)
+    return empty(a.x, (a.x.shape[0], a.weight.shape[0], *spatial), _is_channels_last(a))
 
 
-def _fill_forward(
-    out: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    activation: str,
-    activation_param: float,
-    backend: str,
-) -> None:
-    backends.kernel(backend, OP).forward(
-        x,
-        weight,
-        bias,
-        out,
-        stride=tuple(stride),
-        padding=tuple(padding),
-        dilation=tuple(dilation),
-        groups=groups,
-        activation=activation,
-        activation_param=activation_param,
-        allow_tf32=_allow_tf32(),
-    )
+def _fill_forward(out: Tensor, a: Forward) -> None:
+    backends.kernel(a.backend, OP).forward(a.x, a.weight, a.bias, out, **_options(a))
 
 
-def _allocate_backward(
-    grad_out: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    out: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    activation: str,
-    activation_param: float,
-    output_mask: list[bool],
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _allocate_backward(a: Backward) -> tuple[Tensor, Tensor, Tensor]:
     """grad_x [N, C, H, W], channels_last as the output was; grad_weight like weight; grad_bias [K]."""
-    channels_last = is_channels_last(x) or is_channels_last(weight)
     return (
-        empty(x, x.shape, channels_last) if output_mask[0] else x.new_empty(0),
-        empty_if(output_mask[1], weight, x),
-        x.new_empty(weight.shape[0] if output_mask[2] else 0),
+        empty(a.x, a.x.shape, _is_channels_last(a)) if a.output_mask[0] else a.x.new_empty(0),
+        empty_if(a.output_mask[1], a.weight, a.x),
+        a.x.new_empty(a.weight.shape[0] if a.output_mask[2] else 0),
     )
 
 
-def _fill_backward(
-    outputs: tuple[Tensor, Tensor, Tensor],
-    grad_out: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    out: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    activation: str,
-    activation_param: float,
-    output_mask: list[bool],
-    backend: str,
-) -> None:
-    backends.kernel(backend, OP).backward(
-        grad_out,
-        x,
-        weight,
-        out,
-        *(wanted(tensor, flag) for tensor, flag in zip(outputs, output_mask, strict=True)),
-        stride=tuple(stride),
-        padding=tuple(padding),
-        dilation=tuple(dilation),
-        groups=groups,
-        activation=activation,
-        activation_param=activation_param,
-        allow_tf32=_allow_tf32(),
+def _fill_backward(outputs: tuple[Tensor, Tensor, Tensor], a: Backward) -> None:
+    backends.kernel(a.backend, OP).backward(
+        a.grad_out, a.x, a.weight, a.out, *map(wanted, outputs, a.output_mask), **_options(a)
     )
 
 
 forward_op = register(
-    "conv2d_forward(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, "
-    "int groups, str activation, float activation_param, str backend) -> Tensor",
+    "conv2d_forward",
+    "(Tensor x, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int groups, "
+    "str activation, float activation_param, str backend) -> Tensor",
+    Forward,
     _allocate_forward,
     _fill_forward,
 )
 backward_op = register(
-    "conv2d_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor? out, int[2] stride, int[2] padding, "
-    "int[2] dilation, int groups, str activation, float activation_param, bool[] output_mask, str backend) "
+    "conv2d_backward",
+    "(Tensor grad_out, Tensor x, Tensor weight, Tensor? out, int[2] stride, int[2] padding, int[2] dilation, "
+    "int groups, str activation, float activation_param, bool[] output_mask, str backend) "
     "-> (Tensor, Tensor, Tensor)",
+    Backward,
     _allocate_backward,
     _fill_backward,
 )
@@ -268,25 +242,12 @@ backward_op = register(
 
 class _Conv2d(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: Pair,
-        padding: Pair,
-        dilation: Pair,
-        groups: int,
-        activation: str,
-        activation_param: float,
-        backend: str,
-    ) -> Tensor:
-        out = forward_op(
-            x, weight, bias, stride, padding, dilation, groups, activation, activation_param, backend
-        )
-        ctx.save_for_backward(x, weight, bias, out if activation else None)
-        ctx.window = (stride, padding, dilation, groups)
-        ctx.activation, ctx.backend = (activation, activation_param), backend
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        a = Forward(*args)
+        out = forward_op(*args)
+        ctx.save_for_backward(a.x, a.weight, a.bias, out if a.activation else None)
+        ctx.window = (a.stride, a.padding, a.dilation, a.groups)
+        ctx.activation, ctx.backend = (a.activation, a.activation_param), a.backend
         return out
 
     @staticmethod
@@ -299,5 +260,5 @@ class _Conv2d(torch.autograd.Function):
             grads = differentiate(y, [x, weight, bias], grad_out)
         else:
             found = backward_op(grad_out, x, weight, out, *ctx.window, *ctx.activation, needs, ctx.backend)
-            grads = [wanted(tensor, flag) for tensor, flag in zip(found, needs, strict=True)]
-        return *grads, None, None, None, None, None, None, None
+            grads = [*map(wanted, found, needs)]
+        return *grads, *[None] * (len(Forward._fields) - 3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -125,101 +125,82 @@ def _unsupported(input: Tensor, target: Tensor, weight: Tensor | None) -> str | 
     return unsupported(input, target, weight)
 
 
-def _allocate_forward(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    dtype: torch.dtype,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+class Forward(NamedTuple):
+    """The arguments of cross_entropy_forward."""
+
+    logits: Tensor  # [N, C, D]
+    target: Tensor  # [N, D] class indices or [N, C, D] probabilities
+    weight: Tensor | None  # [C]
+    ignore_index: int
+    reduction: str
+    label_smoothing: float
+    dtype: torch.dtype  # of the loss
+    backend: str
+
+
+class Backward(NamedTuple):
+    """The arguments of cross_entropy_backward."""
+
+    grad_loss: Tensor  # [] or [N, D]
+    logits: Tensor  # [N, C, D]
+    target: Tensor  # [N, D] or [N, C, D]
+    weight: Tensor | None  # [C]
+    lse: Tensor  # [N, D]
+    total_weight: Tensor  # [] for 'mean'
+    ignore_index: int
+    reduction: str
+    label_smoothing: float
+    backend: str
+
+
+def _options(a: Forward | Backward) -> dict[str, Any]:
+    return {
+        "ignore_index": a.ignore_index,
+        "reduction": a.reduction,
+        "label_smoothing": a.label_smoothing,
+    }
+
+
+def _allocate_forward(a: Forward) -> tuple[Tensor, Tensor, Tensor]:
     """loss [] or [N, D]; log-sum-exp [N, D] float32; for 'mean' its divisor [] float32."""
-    rows = (logits.shape[0], logits.shape[2])
+    rows = (a.logits.shape[0], a.logits.shape[2])
     return (
-        logits.new_empty(rows if reduction == "none" else (), dtype=dtype),
-        logits.new_empty(rows, dtype=torch.float32),
-        logits.new_empty(() if reduction == "mean" else 0, dtype=torch.float32),
+        a.logits.new_empty(rows if a.reduction == "none" else (), dtype=a.dtype),
+        a.logits.new_empty(rows, dtype=torch.float32),
+        a.logits.new_empty(() if a.reduction == "mean" else 0, dtype=torch.float32),
     )
 
 
-def _fill_forward(
-    outputs: tuple[Tensor, Tensor, Tensor],
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    dtype: torch.dtype,
-    backend: str,
-) -> None:
-    # here rather than in the public function: torch.compile need not trace a branch on data
-    if not target.is_floating_point() and (logits.device.type == "cpu" or backends.CHECK):
-        _check_range(target, logits.shape[1], ignore_index)
-    backends.kernel(backend, OP).forward(
-        logits,
-        target,
-        weight,
-        *outputs,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-    )
+def _fill_forward(outputs: tuple[Tensor, Tensor, Tensor], a: Forward) -> None:
+    # checked here rather than in the public function: torch.compile need not trace a branch on data
+    if not a.target.is_floating_point() and (a.logits.device.type == "cpu" or backends.CHECK):
+        _check_range(a.target, a.logits.shape[1], a.ignore_index)
+    backends.kernel(a.backend, OP).forward(a.logits, a.target, a.weight, *outputs, **_options(a))
 
 
-def _allocate_backward(
-    grad_loss: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    lse: Tensor,
-    total_weight: Tensor,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    backend: str,
-) -> Tensor:
-    return torch.empty_like(logits)
+def _allocate_backward(a: Backward) -> Tensor:
+    return torch.empty_like(a.logits)
 
 
-def _fill_backward(
-    grad_logits: Tensor,
-    grad_loss: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    lse: Tensor,
-    total_weight: Tensor,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    backend: str,
-) -> None:
-    backends.kernel(backend, OP).backward(
-        grad_loss,
-        logits,
-        target,
-        weight,
-        lse,
-        total_weight,
-        grad_logits,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
+def _fill_backward(grad_logits: Tensor, a: Backward) -> None:
+    backends.kernel(a.backend, OP).backward(
+        a.grad_loss, a.logits, a.target, a.weight, a.lse, a.total_weight, grad_logits, **_options(a)
     )
 
 
 forward_op = register(
-    "cross_entropy_forward(Tensor logits, Tensor target, Tensor? weight, int ignore_index, str reduction, "
-    "float label_smoothing, ScalarType dtype, str backend) -> (Tensor, Tensor, Tensor)",
+    "cross_entropy_forward",
+    "(Tensor logits, Tensor target, Tensor? weight, int ignore_index, str reduction, float label_smoothing, "
+    "ScalarType dtype, str backend) -> (Tensor, Tensor, Tensor)",
+    Forward,
     _allocate_forward,
     _fill_forward,
 )
 backward_op = register(
-    "cross_entropy_backward(Tensor grad_loss, Tensor logits, Tensor target, Tensor? weight, Tensor lse, "
-    "Tensor total_weight, int ignore_index, str reduction, float label_smoothing, str backend) -> Tensor",
+    "cross_entropy_backward",
+    "(Tensor grad_loss, Tensor logits, Tensor target, Tensor? weight, Tensor lse, Tensor total_weight, "
+    "int ignore_index, str reduction, float label_smoothing, str backend) -> Tensor",
+    Backward,
     _allocate_backward,
     _fill_backward,
 )
@@ -227,22 +208,12 @@ backward_op = register(
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        ignore_index: int,
-        reduction: str,
-        label_smoothing: float,
-        dtype: torch.dtype,
-        backend: str,
-    ) -> Tensor:
-        loss, lse, total_weight = forward_op(
-            logits, target, weight, ignore_index, reduction, label_smoothing, dtype, backend
-        )
-        ctx.save_for_backward(logits, target, weight, lse, total_weight)
-        ctx.options, ctx.dtype, ctx.backend = (ignore_index, reduction, label_smoothing), dtype, backend
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        a = Forward(*args)
+        loss, lse, total_weight = forward_op(*args)
+        ctx.save_for_backward(a.logits, a.target, a.weight, lse, total_weight)
+        ctx.options = (a.ignore_index, a.reduction, a.label_smoothing)
+        ctx.dtype, ctx.backend = a.dtype, a.backend
         return loss
 
     @staticmethod
@@ -258,7 +229,7 @@ class _CrossEntropy(torch.autograd.Function):
             grad_logits = backward_op(
                 grad_loss, logits, target, weight, lse, total_weight, *ctx.options, ctx.backend
             )
-        return grad_logits, None, None, None, None, None, None, None
+        return grad_logits, *[None] * (len(Forward._fields) - 1)
 
 
 def legacy_reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:

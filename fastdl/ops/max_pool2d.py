@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from ._common import (
     pair,
     register,
     unsupported,
+    wanted,
 )
 
 OP = "max_pool2d"
@@ -45,11 +46,10 @@ def max_pool2d(
         return reference.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
     x = input if input.dim() == 4 else input.unsqueeze(0)
-    args = (kernel_size, stride, padding, dilation, ceil_mode)
-    if needs_grad(input):
-        out, offsets = _MaxPool2d.apply(x, *args, backend)
-    else:
-        out, offsets = forward_op(x, *args, return_indices, backend)
+    differentiable = needs_grad(input)
+    save = differentiable or return_indices
+    args = (x, kernel_size, stride, padding, dilation, ceil_mode, save, backend)
+    out, offsets = _MaxPool2d.apply(*args) if differentiable else forward_op(*args)
     out = out if input.dim() == 4 else out.squeeze(0)
     if not return_indices:
         return out
@@ -105,97 +105,81 @@ def _check(
             )
 
 
-def _allocate_forward(
-    x: Tensor,
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    ceil_mode: bool,
-    save: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+class Forward(NamedTuple):
+    """The arguments of max_pool2d_forward."""
+
+    x: Tensor  # [N, C, H, W]
+    kernel_size: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    ceil_mode: bool
+    save: bool  # whether offsets are wanted
+    backend: str
+
+
+class Backward(NamedTuple):
+    """The arguments of max_pool2d_backward."""
+
+    grad_out: Tensor  # [N, C, OH, OW]
+    offsets: Tensor  # [N, C, OH, OW]
+    input_size: tuple[int, ...]
+    channels_last: bool
+    kernel_size: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    backend: str
+
+
+def _window(a: Forward | Backward) -> dict[str, Pair]:
+    return {
+        "kernel_size": tuple(a.kernel_size),
+        "stride": tuple(a.stride),
+        "padding": tuple(a.padding),
+        "dilation": tuple(a.dilation),
+    }
+
+
+def _allocate_forward(a: Forward) -> tuple[Tensor, Tensor]:
     """out [N, C, OH, OW]; offsets of the same layout if saved: the winner's kh * KW + kw."""
-    oh, ow = (
-        output_size(x.shape[2 + i], kernel_size[i], stride[i], padding[i], dilation[i], ceil_mode)
+    spatial = (
+        output_size(a.x.shape[2 + i], a.kernel_size[i], a.stride[i], a.padding[i], a.dilation[i], a.ceil_mode)
         for i in (0, 1)
     )
-    size, channels_last = (x.shape[0], x.shape[1], oh, ow), is_channels_last(x)
-    cells = kernel_size[0] * kernel_size[1]
+    size, channels_last = (a.x.shape[0], a.x.shape[1], *spatial), is_channels_last(a.x)
+    cells = a.kernel_size[0] * a.kernel_size[1]
     dtype = torch.uint8 if cells <= 256 else torch.int16 if cells <= 2**15 else torch.int32
-    out = empty(x, size, channels_last)
-    return out, empty(x, size if save else (0,), channels_last and save, dtype)
+    out = empty(a.x, size, channels_last)
+    return out, empty(a.x, size, channels_last, dtype) if a.save else a.x.new_empty(0, dtype=dtype)
 
 
-def _fill_forward(
-    outputs: tuple[Tensor, Tensor],
-    x: Tensor,
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    ceil_mode: bool,
-    save: bool,
-    backend: str,
-) -> None:
+def _fill_forward(outputs: tuple[Tensor, Tensor], a: Forward) -> None:
     out, offsets = outputs
-    backends.kernel(backend, OP).forward(
-        x,
-        out,
-        offsets if save else None,
-        kernel_size=tuple(kernel_size),
-        stride=tuple(stride),
-        padding=tuple(padding),
-        dilation=tuple(dilation),
-    )
+    backends.kernel(a.backend, OP).forward(a.x, out, wanted(offsets, a.save), **_window(a))
 
 
-def _allocate_backward(
-    grad_out: Tensor,
-    offsets: Tensor,
-    input_size: tuple[int, ...],
-    channels_last: bool,
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    backend: str,
-) -> Tensor:
-    return empty(grad_out, input_size, channels_last)
+def _allocate_backward(a: Backward) -> Tensor:
+    return empty(a.grad_out, a.input_size, a.channels_last)
 
 
-def _fill_backward(
-    grad_x: Tensor,
-    grad_out: Tensor,
-    offsets: Tensor,
-    input_size: tuple[int, ...],
-    channels_last: bool,
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    backend: str,
-) -> None:
-    backends.kernel(backend, OP).backward(
-        grad_out,
-        offsets,
-        grad_x,
-        kernel_size=tuple(kernel_size),
-        stride=tuple(stride),
-        padding=tuple(padding),
-        dilation=tuple(dilation),
-    )
+def _fill_backward(grad_x: Tensor, a: Backward) -> None:
+    backends.kernel(a.backend, OP).backward(a.grad_out, a.offsets, grad_x, **_window(a))
 
 
 forward_op = register(
-    "max_pool2d_forward(Tensor x, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, "
-    "bool ceil_mode, bool save, str backend) -> (Tensor, Tensor)",
+    "max_pool2d_forward",
+    "(Tensor x, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, bool ceil_mode, "
+    "bool save, str backend) -> (Tensor, Tensor)",
+    Forward,
     _allocate_forward,
     _fill_forward,
 )
 backward_op = register(
-    "max_pool2d_backward(Tensor grad_out, Tensor offsets, SymInt[] input_size, bool channels_last, "
-    "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, str backend) -> Tensor",
+    "max_pool2d_backward",
+    "(Tensor grad_out, Tensor offsets, SymInt[] input_size, bool channels_last, int[2] kernel_size, "
+    "int[2] stride, int[2] padding, int[2] dilation, str backend) -> Tensor",
+    Backward,
     _allocate_backward,
     _fill_backward,
 )
@@ -203,21 +187,13 @@ backward_op = register(
 
 class _MaxPool2d(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        kernel_size: Pair,
-        stride: Pair,
-        padding: Pair,
-        dilation: Pair,
-        ceil_mode: bool,
-        backend: str,
-    ) -> tuple[Tensor, Tensor]:
-        out, offsets = forward_op(x, kernel_size, stride, padding, dilation, ceil_mode, True, backend)
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        a = Forward(*args)
+        out, offsets = forward_op(*args)
         ctx.save_for_backward(offsets)
         ctx.mark_non_differentiable(offsets)
-        ctx.size, ctx.channels_last = x.shape, is_channels_last(x)
-        ctx.window, ctx.backend = (kernel_size, stride, padding, dilation), backend
+        ctx.size, ctx.channels_last = a.x.shape, is_channels_last(a.x)
+        ctx.window, ctx.backend = (a.kernel_size, a.stride, a.padding, a.dilation), a.backend
         return out, offsets
 
     @staticmethod
@@ -228,4 +204,4 @@ class _MaxPool2d(torch.autograd.Function):
             grad_x = reference.max_pool2d_backward(grad_out, indices, ctx.size)
         else:
             grad_x = backward_op(grad_out, offsets, ctx.size, ctx.channels_last, *ctx.window, ctx.backend)
-        return grad_x, None, None, None, None, None, None
+        return grad_x, *[None] * (len(Forward._fields) - 1)
