@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -380,6 +381,31 @@ def problems(resources: Resources) -> list[str]:
     return found
 
 
+def summary(rows: Iterable[Row]) -> str:
+    """The versions and, for each op and architecture, the worst of its kernels, as JSON of one line each."""
+    groups: dict[tuple[str, str], list[Resources | Exception]] = {}
+    for case, results in rows:
+        for arch, result in results.items():
+            groups.setdefault((case.op, arch), []).append(result)
+    lines = []
+    for (op, arch), group in groups.items():
+        compiled = [result for result in group if isinstance(result, Resources)]
+        line = {"op": op, "target": arch, "kernels": len(compiled), "failed": len(group) - len(compiled)}
+        for name in ("registers", "spills", "shared"):
+            line[name] = max((getattr(result, name) for result in compiled), default=None)
+        line["matrix"] = Counter(result.matrix for result in compiled if result.matrix)
+        lines.append(json.dumps(line))
+    tools = {tool: getattr(knobs.nvidia, tool).version for tool in ("ptxas", "ptxas_blackwell")}
+    versions = json.dumps({"triton": triton.__version__, "torch": torch.__version__, **tools})
+    about = (
+        "per op and architecture, of the kernels of its default configurations: how many there are, the most "
+        "registers per thread, bytes of spills per thread and bytes of shared memory per block, and how many "
+        "use which matrix instruction"
+    )
+    head = f'{{\n"about": "{about}",\n"versions": {versions},\n"worst": [\n'
+    return head + ",\n".join(lines) + "\n]\n}\n"
+
+
 def _cell(result: Resources | Exception) -> str:
     if isinstance(result, Exception):
         return f"[red]{type(result).__name__}[/]"
@@ -394,6 +420,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--arch", action="append", choices=every, help="repeatable; default: all of NVIDIA")
     parser.add_argument("--op", action="append", choices=OPS, help="repeatable; default: all")
     parser.add_argument("--json", metavar="FILE", help="also write the rows there")
+    parser.add_argument("--summary", metavar="FILE", help="also write a line per op and architecture there")
     arguments = parser.parse_args(argv)
 
     from rich.console import Console
@@ -424,6 +451,9 @@ def main(argv: list[str] | None = None) -> int:
         ]
         with open(arguments.json, "w") as file:
             json.dump(records, file, indent=1)
+    if arguments.summary:
+        with open(arguments.summary, "w") as file:
+            file.write(summary(rows))
     return failed
 
 

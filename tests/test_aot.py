@@ -59,6 +59,19 @@ def test_compiles_for(op, arch, tmp_path):
     check(op, arch, compile_op(op, arch, tmp_path))
 
 
+def test_summary_gives_the_worst_of_each_op_and_architecture():
+    first = aot.Resources("k", "90", registers=64, spills=8, shared=1024, matrix="wgmma", matrix_count=4)
+    second = aot.Resources("l", "90", registers=96, spills=0, shared=512, matrix="wgmma", matrix_count=1)
+    results = [{"90": first, "75": RuntimeError()}, {"90": second, "75": RuntimeError()}]
+    rows = [aot.Row(aot.Case("conv2d", "a case", None), result) for result in results]
+    hopper, turing = json.loads(aot.summary(rows))["worst"]
+    assert hopper == {
+        "op": "conv2d", "target": "90", "kernels": 2, "failed": 0, "registers": 96, "spills": 8,
+        "shared": 1024, "matrix": {"wgmma": 2},
+    }  # fmt: skip
+    assert turing["failed"] == 2 and turing["kernels"] == 0 and turing["registers"] is None
+
+
 def test_says_that_the_interpreter_has_no_code(tmp_path):
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "fastdl.kernels.aot", "--op", "max_pool2d", "--arch", "90"]
