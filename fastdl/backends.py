@@ -13,6 +13,7 @@ only a call on an empty tensor, where there is nothing to compute, always goes t
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 from collections.abc import Iterator
@@ -133,6 +134,7 @@ def _choose(
     return Choice(op, *_AUTO[op])
 
 
+@functools.cache
 def kernel(backend: str, op: str) -> ModuleType:
     """The module that implements ``op`` for ``backend``: functions ``forward`` and ``backward``."""
     assert backend == "triton", backend
@@ -175,18 +177,29 @@ def _constant(function: Any) -> Any:
 
 @_constant
 def _triton_missing() -> str | None:
-    try:
-        importlib.import_module("fastdl.kernels._runtime")
-    except Exception as error:  # a broken Triton raises anything: it must not take the reference down
-        return f"Triton cannot be imported ({type(error).__name__}: {error})"
-    return None
+    return _triton()[1]
 
 
 @_constant
 def _triton_device(kind: str, index: int | None) -> str | None:
-    runtime: Any = importlib.import_module("fastdl.kernels._runtime")
+    return _triton_on(kind, index)
+
+
+@functools.cache
+def _triton() -> tuple[Any, str | None]:
+    """What launchers share, or None and the reason."""
+    try:
+        return importlib.import_module("fastdl.kernels._runtime"), None
+    except Exception as error:  # a broken Triton raises anything: it must not take the reference down
+        return None, f"Triton cannot be imported ({type(error).__name__}: {error})"
+
+
+@functools.cache
+def _triton_on(kind: str, index: int | None) -> str | None:
+    """Why kernels cannot run on such a device; None if they can."""
     if kind == "cpu":
-        return None if runtime.INTERPRETED else "Triton has no CPU code; TRITON_INTERPRET=1 interprets it"
+        interpreted = _triton()[0].INTERPRETED
+        return None if interpreted else "Triton has no CPU code; TRITON_INTERPRET=1 interprets it"
     if kind != "cuda":
         return f"no kernel for device {kind!r}"
     if torch.version.hip is None and torch.cuda.get_device_capability(index) < (7, 5):

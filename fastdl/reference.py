@@ -98,9 +98,9 @@ def affine_grid_sample(
 
 
 def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[None]:
-    """Autocast off for the device of ``x``; devices like meta know none."""
+    """Autocast off for the device of ``x``, where it is on; devices like meta know none."""
     kind = x.device.type
-    if not torch.amp.is_autocast_available(kind):
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return contextlib.nullcontext()
     return torch.autocast(kind, enabled=False)
 

@@ -20,14 +20,14 @@ every_kernel = pytest.mark.parametrize("kernel", KERNEL_BACKENDS)
 def test_runs_on_the_current_stream(name, kernel):
     """A side stream, while the default one is kept busy: work on the wrong stream would see old data."""
     call, inputs = CALLS[name], leaves(CALLS[name], torch.device("cuda"))
-    with backends.use_backend(kernel):
+    with torch.no_grad(), backends.use_backend(kernel):
         expected = call.function(*inputs)
         torch.cuda.synchronize()
         side = torch.cuda.Stream()
         fresh = [torch.zeros_like(t) for t in inputs]
         torch.cuda.synchronize()
         torch.cuda._sleep(200_000_000)
-        with torch.cuda.stream(side), torch.no_grad():
+        with torch.cuda.stream(side):
             for to, source in zip(fresh, inputs, strict=True):
                 to.copy_(source)
             got = call.function(*fresh)
