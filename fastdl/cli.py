@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import sys
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -106,8 +107,14 @@ def _map(execute, runs, parallel: bool):
         return
     # spawned, not forked: a fork of a process whose thread pool has run can hang
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(mp_context=context, initializer=_start_worker) as pool:
         yield from pool.map(execute, runs, chunksize=4)
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    # NumPy comments on every infinity that the interpreter computes with
+    warnings.filterwarnings("ignore", message=".*encountered in", category=RuntimeWarning)
 
 
 def _parity_table(results: list[Result], verbose: bool) -> Table:
