@@ -47,9 +47,9 @@ bench: $(READY) ## the benchmarks
 # A part that fails leaves the others their turn; the limits add up to under nine minutes.
 gpu: $(READY) ## parity, GPU tests and benchmarks on this machine's GPU, results in OUT
 	@mkdir -p $(OUT); failed=0; set -x; \
-	timeout 150 $(PY) -m fastdl parity --device cuda --json $(OUT)/parity.json || failed=1; \
-	timeout 170 $(PYTEST) -m gpu || failed=1; \
-	timeout 200 $(PYTEST) bench --benchmark-json=$(OUT)/bench.json || failed=1; \
+	timeout 220 $(PY) -m fastdl parity --device cuda --json $(OUT)/parity.json || failed=1; \
+	timeout 140 $(PYTEST) -m gpu || failed=1; \
+	timeout 170 $(PYTEST) bench --benchmark-json=$(OUT)/bench.json || failed=1; \
 	exit $$failed
 
 clean: ## remove what was built, .venv excepted

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sys
 import warnings
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,7 +23,7 @@ from . import backends
 from .info import environment
 
 if TYPE_CHECKING:
-    from .parity import Result
+    from .parity import Result, Run
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console()
@@ -88,7 +89,7 @@ def parity(
     results: list[Result] = []
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("parity", total=len(runs))
-        for some in _map(p.execute, runs, parallel=torch.device(device).type == "cpu"):
+        for some in _map(p.execute, runs):
             results += some
             progress.advance(task)
     console.print(_parity_table(results, verbose))
@@ -100,14 +101,15 @@ def parity(
     raise typer.Exit(1 if report["summary"]["failed"] else 0)
 
 
-def _map(execute, runs, parallel: bool):
-    """Results in order; on the CPU by one process per core, since interpreted kernels use one thread."""
-    if not parallel or (os.cpu_count() or 1) == 1 or len(runs) < 8:
+def _map(execute: Callable[[Run], list[Result]], runs: list[Run]) -> Iterator[list[Result]]:
+    """Results in order, by one process per core: interpreted kernels use one, and so does compiling them."""
+    if len(runs) < 8:
         yield from map(execute, runs)
         return
     # spawned, not forked: a fork of a process whose thread pool has run can hang
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(mp_context=context, initializer=_start_worker) as pool:
+    workers = min(os.cpu_count() or 1, 16)  # each on a GPU keeps a context in its memory
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         yield from pool.map(execute, runs, chunksize=4)
 
 
@@ -151,7 +153,7 @@ def _device(name: str) -> str:
     return name
 
 
-def _check_choice(option: str, given: list[str] | None, known) -> None:
+def _check_choice(option: str, given: list[str] | None, known: Iterable[str]) -> None:
     for name in given or ():
         if name not in known:
             raise typer.BadParameter(f"expected one of {', '.join(known)}, got {name!r}", param_hint=option)
