@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 JOBS   ?= 2
 OUT    ?= bench/results/local
+OPS     = conv2d batch_norm cross_entropy max_pool2d affine_grid_sample
 
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps
 
@@ -44,12 +45,15 @@ lint: $(READY) ## ruff, both ways
 bench: $(READY) ## the benchmarks
 	$(PYTEST) bench
 
-# A part that fails leaves the others their turn; the limits add up to under nine minutes.
+# A part that fails leaves the others their turn; the limits add up to nine minutes.
 gpu: $(READY) ## parity, GPU tests and benchmarks on this machine's GPU, results in OUT
 	@mkdir -p $(OUT); failed=0; set -x; \
-	timeout 220 $(PY) -m fastdl parity --device cuda --json $(OUT)/parity.json || failed=1; \
-	timeout 140 $(PYTEST) -m gpu || failed=1; \
-	timeout 170 $(PYTEST) bench --benchmark-json=$(OUT)/bench.json || failed=1; \
+	$(PY) -m fastdl info --json > $(OUT)/info.json || failed=1; \
+	timeout 180 $(PY) -m fastdl parity --device cuda --json $(OUT)/parity.json || failed=1; \
+	timeout 130 $(PYTEST) -m gpu || failed=1; \
+	for op in $(OPS); do \
+		timeout 45 $(PYTEST) bench/bench_$$op.py --benchmark-json=$(OUT)/bench_$$op.json || failed=1; \
+	done; \
 	exit $$failed
 
 clean: ## remove what was built, .venv excepted
