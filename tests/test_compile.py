@@ -133,6 +133,8 @@ def test_converted_model_trains_under_inductor(name, device):
     make, shape = MODELS[name]
     torch._dynamo.reset()
     model = fastdl.convert(make().to(device)).eval()  # eval: no dropout, so that the two agree
+    if name == "stn":  # off the identity, where every sample lies on a pixel and its gradient is arbitrary
+        torch.nn.init.normal_(model.localisation[-1].weight, std=0.03)
     x = torch.randn(shape, device=device)
     target = torch.tensor([1, 2], device=device)
     compiled = torch.compile(model, fullgraph=True)
