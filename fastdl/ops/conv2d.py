@@ -183,8 +183,8 @@ def _options(a: Forward | Backward) -> dict[str, Any]:
         "groups": a.groups,
         "activation": a.activation,
         "activation_param": a.activation_param,
-        # whether torch's own convolutions may round float32 operands to TF32
-        "allow_tf32": torch.backends.cudnn.conv.fp32_precision == "tf32",
+        # whether torch's own convolutions may round float32 operands to TF32; AMD's gfx90a has none
+        "allow_tf32": torch.backends.cudnn.conv.fp32_precision == "tf32" and torch.version.hip is None,
     }
 
 
