@@ -135,8 +135,8 @@ def _backward_kernel(
     n, c, h, w, exists = _coordinates(N, C, H, W, CHANNELS_LAST, TILE, WIDE)
     down = h + WINDOW[4]
     right = w + WINDOW[5]
-    last_h = down // SH  # the last window that starts at or before this pixel
-    last_w = right // SW
+    last_h = tl.minimum(down // SH, OH - 1)  # the last window that starts at or before this pixel
+    last_w = tl.minimum(right // SW, OW - 1)
     grad_plane = grad_out + n * grad_out_n + c * grad_out_c
     offset_plane = offsets + n * offsets_n + c * offsets_c
 
