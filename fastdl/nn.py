@@ -78,22 +78,26 @@ def batch_norm_forward(
     if counter is not None and module.momentum is None:  # a cumulative average, over this batch too
         momentum = 1.0 / (float(counter) + 1.0)
     use_running = not module.training or module.track_running_stats
-    out = F.batch_norm(
-        input,
-        module.running_mean if use_running else None,
-        module.running_var if use_running else None,
-        module.weight,
-        module.bias,
-        training,
-        momentum,
-        module.eps,
-        residual=residual,
-        activation=activation,
-        activation_param=activation_param,
-    )
-    if counter is not None:  # last, so that a call that raises has counted nothing
+    if counter is not None:  # first, as torch: a checkpoint's second run may end inside the call
         counter.add_(1)
-    return out
+    try:
+        return F.batch_norm(
+            input,
+            module.running_mean if use_running else None,
+            module.running_var if use_running else None,
+            module.weight,
+            module.bias,
+            training,
+            momentum,
+            module.eps,
+            residual=residual,
+            activation=activation,
+            activation_param=activation_param,
+        )
+    except (IndexError, RuntimeError, TypeError, ValueError):  # a call that raises has counted nothing
+        if counter is not None:
+            counter.sub_(1)
+        raise
 
 
 class Conv2d(nn.Conv2d):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 #: Where the ops live: ``torch.ops.fastdl``.
 library = torch.library.Library("fastdl", "DEF")
@@ -44,8 +46,10 @@ def complaint(op: str, expected: str, got: object, remedy: str = "") -> str:
     return f"fastdl.{op}: expected {expected}, got {got}" + (f"; {remedy}" if remedy else "")
 
 
-def check_tensors(op: str, **tensors: Any) -> None:
-    """Refuse what is not a tensor, and tensors on different devices; None is let through.
+def check_tensors(op: str, optional: tuple[str, ...] = (), **tensors: Any) -> None:
+    """Refuse what is not a tensor, and tensors on different devices.
+
+    ``optional`` names those that may be None.
 
     Raises:
         TypeError: for an argument that is no tensor.
@@ -53,7 +57,7 @@ def check_tensors(op: str, **tensors: Any) -> None:
     """
     first, device = "", None
     for name, tensor in tensors.items():
-        if tensor is None:
+        if tensor is None and name in optional:
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(complaint(op, f"{name} to be a Tensor", type(tensor).__name__))
@@ -74,11 +78,15 @@ def pair(op: str, name: str, value: Any) -> tuple[int, int]:
         return value, value
     if isinstance(value, Tensor) and value.dim() == 0 and not value.is_floating_point():
         return pair(op, name, int(value))
-    if not isinstance(value, Sequence) or not all(isinstance(v, (int, torch.SymInt)) for v in value):
+    if isinstance(value, numbers.Integral):  # NumPy's
+        return pair(op, name, int(value))
+    integers = (int, torch.SymInt, numbers.Integral)
+    if not isinstance(value, Sequence) or not all(isinstance(v, integers) for v in value):
         raise TypeError(complaint(op, f"{name} to be an int or a tuple of two ints", repr(value)))
     if len(value) not in (1, 2):
         raise RuntimeError(complaint(op, f"{name} to be an int or a tuple of two ints", tuple(value)))
-    return value[0], value[-1]
+    first, last = (v if isinstance(v, (int, torch.SymInt)) else int(v) for v in (value[0], value[-1]))
+    return first, last
 
 
 def unsupported(*tensors: Tensor | None) -> str | None:
@@ -88,6 +96,8 @@ def unsupported(*tensors: Tensor | None) -> str | None:
             return f"{str(tensor.layout).removeprefix('torch.')} layout has no kernel"
     if torch._C._are_functorch_transforms_active():
         return "functorch transforms run through the reference"
+    if forward_ad._current_level >= 0:  # an op that knows no tangents would drop them without a word
+        return "forward-mode derivatives run through the reference"
     return None
 
 

@@ -44,6 +44,7 @@ def batch_norm(
     """``fastdl.functional.batch_norm`` after its defaults."""
     check_tensors(
         OP,
+        ("running_mean", "running_var", "weight", "bias", "residual"),
         input=input,
         running_mean=running_mean,
         running_var=running_var,
@@ -98,6 +99,8 @@ def _check(
         raise TypeError(complaint(OP, "momentum to be a float", repr(momentum)))
     if eps < 0:
         raise ValueError(complaint(OP, "eps to be non-negative", eps))
+    if training and eps == 0:
+        raise ValueError(complaint(OP, "eps to be positive when training", eps))
     channels = input.shape[1]
     if training and input.shape[0] * math.prod(input.shape[2:]) == 1:
         raise ValueError(

@@ -6,6 +6,7 @@ the output, so no mask and no pre-activation is kept).
 
 from __future__ import annotations
 
+import numbers
 from typing import Any, NamedTuple
 
 import torch
@@ -44,9 +45,10 @@ def conv2d(
     activation_param: float | None,
 ) -> Tensor:
     """``fastdl.functional.conv2d`` after its defaults."""
-    check_tensors(OP, input=input, weight=weight, bias=bias)
+    check_tensors(OP, ("bias",), input=input, weight=weight, bias=bias)
     name, param = activations.resolve(OP, activation, activation_param)
     stride, dilation = pair(OP, "stride", stride), pair(OP, "dilation", dilation)
+    groups = int(groups) if isinstance(groups, numbers.Integral) else groups  # NumPy's
     low = autocast_dtype(input)
     if low is not None:  # torch's policy for convolutions: the lower precision, float64 excepted
         input, weight, bias = (

@@ -31,7 +31,7 @@ def cross_entropy(
     label_smoothing: float,
 ) -> Tensor:
     """``fastdl.functional.cross_entropy`` after its defaults and legacy arguments."""
-    check_tensors(OP, input=input, target=target, weight=weight)
+    check_tensors(OP, ("weight",), input=input, target=target, weight=weight)
     _check(input, target, weight, ignore_index, reduction, label_smoothing)
 
     empty = input.numel() == 0

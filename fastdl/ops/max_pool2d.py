@@ -36,7 +36,8 @@ def max_pool2d(
     """``fastdl.functional.max_pool2d`` after its defaults."""
     check_tensors(OP, input=input)
     kernel_size = pair(OP, "kernel_size", kernel_size)
-    stride = kernel_size if stride is None or stride == () or stride == [] else pair(OP, "stride", stride)
+    no_stride = stride is None or (isinstance(stride, (tuple, list)) and not stride)
+    stride = kernel_size if no_stride else pair(OP, "stride", stride)
     padding, dilation = pair(OP, "padding", padding), pair(OP, "dilation", dilation)
     _check(input, kernel_size, stride, padding, dilation, ceil_mode)
 
