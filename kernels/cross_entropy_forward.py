@@ -107,7 +107,9 @@ def cross_entropy_losses(
             divisor = tl.sum(row_weight, axis=0)
             tl.store(total_weight + tl.program_id(0), divisor)
             if DIVIDE:
-                total /= divisor
+                total = tl.where(
+                    divisor == 0.0, float("nan"), total / divisor
+                )  # also where smoothing adds to 0
         tl.store(loss + tl.program_id(0), narrow(total, loss))
     else:
         tl.store(loss + n * loss_n + d * loss_d, narrow(row_loss, loss), rows)
@@ -134,7 +136,7 @@ def cross_entropy_reduce(
     if weights is not None:
         weight = tl.sum(divisor, axis=0)
         tl.store(total_weight, weight)
-        result /= weight
+        result = tl.where(weight == 0.0, float("nan"), result / weight)
     tl.store(loss, narrow(result, loss))
 
 

@@ -103,3 +103,12 @@ def test_batch_norm_refuses_eps_of_zero_in_training_as_torch(on, device):
     for function in (T.batch_norm, F.batch_norm):
         with pytest.raises(ValueError, match=r"eps (to|must) be positive"):
             function(x, None, None, training=True, eps=0.0)
+
+
+@pytest.mark.parametrize("rows", [4, 3000])
+def test_cross_entropy_of_targets_without_weight_is_nan(rows, on, device):
+    """With label smoothing the mean over a total weight of 0 was infinite, where torch's is NaN."""
+    x, target = torch.randn(rows, 3, device=device), torch.full((rows,), 2, device=device)
+    weight = torch.tensor([1.0, 1.0, 0.0], device=device)
+    for function in (T.cross_entropy, F.cross_entropy):
+        assert function(x, target, weight, label_smoothing=0.1).isnan()
