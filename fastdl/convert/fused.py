@@ -32,6 +32,14 @@ def in_place(name: str, a: Any, b: Any) -> Any:
     return getattr(operator, name)(a, b)
 
 
+def unpack(values: Any, number: int) -> tuple[Any, ...]:
+    """``a, b = values`` for ``number`` names, whatever the values come in: a dict gives its keys."""
+    unpacked = tuple(values)
+    if len(unpacked) != number:
+        raise ValueError(f"expected {number} values to unpack, got {len(unpacked)}")
+    return unpacked
+
+
 def bare(module: nn.Module, types: tuple[type[nn.Module], ...]) -> bool:
     """Whether calling ``module`` runs the forward of one of these types and nothing else."""
     return type(module) in types and not (

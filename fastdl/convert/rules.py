@@ -83,7 +83,7 @@ def _check_code(
     if code in seen:
         return
     seen.add(code)
-    instructions = [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "PRECALL", "NOP")]
+    instructions = [i for i in dis.get_instructions(code) if real(i)]
     for at, instruction in enumerate(instructions):
         opname, argument = instruction.opname, instruction.argval
         if opname in ("LOAD_GLOBAL", "LOAD_NAME"):
@@ -97,8 +97,10 @@ def _check_code(
             _admit(*_follow(cells[argument], argument, instructions[at + 1 :]), owner, seen)
         elif argument in _INTROSPECTION and opname.startswith(("LOAD_ATTR", "LOAD_METHOD")):
             raise Refused(f"reads {argument}")
-        elif _tests_none(instruction, instructions[at - 1] if at else None):
+        elif tests_none(instruction, instructions[at - 1] if at else None):
             _check_none_test(code, instructions, at)
+        elif opname == "IS_OP":  # two symbols may stand for one object, and a symbol is none of its values
+            raise Refused("compares identities")
         for prefix, reason in _INSTRUCTIONS.items():
             if opname.startswith(prefix):
                 raise Refused(reason.format(argument))
@@ -159,10 +161,17 @@ def _torch_functions() -> set[Callable[..., Any]]:
     return recorded | in_place | _FACTORIES | rest
 
 
-def _tests_none(instruction: dis.Instruction, before: dis.Instruction | None) -> bool:
+def real(instruction: dis.Instruction) -> bool:
+    """Whether the instruction does anything."""
+    return instruction.opname not in ("CACHE", "PRECALL", "NOP")
+
+
+def tests_none(instruction: dis.Instruction, before: dis.Instruction | None) -> bool:
+    """Whether it is that of ``... is None`` (or True or False), whose constant is loaded just before."""
     if instruction.opname.endswith(("IF_NONE", "IF_NOT_NONE")):
         return True
-    return instruction.opname == "IS_OP" and before is not None and before.argval is None
+    constant = before is not None and before.opname == "LOAD_CONST" and before.argval in (None, True, False)
+    return instruction.opname == "IS_OP" and constant
 
 
 def _check_none_test(code: CodeType, instructions: list[dis.Instruction], at: int) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dis
 import sys
+from collections.abc import Iterator
+from types import FrameType
 from typing import Any, NoReturn
 
 from torch import Tensor
@@ -10,7 +13,7 @@ from torch.fx.proxy import Attribute, Proxy, TracerBase
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from . import fused
-from .rules import Refused
+from .rules import Refused, real, tests_none
 
 
 class Record(TorchFunctionMode):
@@ -50,7 +53,20 @@ class Symbol(Proxy):
         raise Refused("asks for the type of a computed value")
 
     def __getattr__(self, name: str) -> Proxy:
-        return AttributeSymbol(self, name)
+        at = list(_running(sys._getframe(1)))
+        if any(tests_none(*pair) for pair in zip(at[1:3], at[:2], strict=False)):
+            raise Refused("tests a computed value for None")
+        if callable(getattr(Tensor, name, print)):  # a method, or of something else than a tensor
+            return AttributeSymbol(self, name)
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})  # now: it may change
+
+    def __iter__(self) -> Iterator[Proxy]:
+        instruction = next(_running(sys._getframe(1)))
+        if instruction.opname != "UNPACK_SEQUENCE":
+            return self.tracer.iter(self)
+        number = instruction.argval
+        values = self.tracer.create_proxy("call_function", fused.unpack, (self, number), {})
+        return iter([values[i] for i in range(number)])
 
     __len__ = _refuse("takes the length of a tensor")
     __str__ = __format__ = _refuse("formats a value as text")
@@ -67,6 +83,11 @@ class InputSymbol(Symbol):
 
     def _seen_as(self) -> type:
         return Tensor
+
+
+def _running(frame: FrameType) -> Iterator[dis.Instruction]:
+    """The instruction that ``frame`` is at, and those behind it."""
+    return (i for i in dis.get_instructions(frame.f_code) if i.offset >= frame.f_lasti and real(i))
 
 
 def _in_place(name: str) -> Any:

@@ -23,6 +23,7 @@ from .symbols import InputSymbol, Record, Symbol
 
 CHILDREN = "<children>"  # a guard on the names of a container's children
 CHILD = "<child>"  # a guard on a child being there, whatever it is
+TENSOR = "<tensor>"  # a guard on a tensor being there, whatever it is
 MISSING = "<missing>"
 
 _LITERALS = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), torch.dtype, torch.device)
@@ -46,6 +47,8 @@ class Guard(NamedTuple):
             module = child
         if self.name == CHILDREN:
             return tuple(module._modules) == self.expected
+        if self.expected is TENSOR:
+            return isinstance(_tensor(module, self.name), Tensor)
         value = getattr(module, self.name, MISSING)
         if self.expected is CHILD:
             return isinstance(value, nn.Module)
@@ -104,6 +107,7 @@ class Tracer(TracerBase):
         self.training = training
         self.guards: dict[tuple[tuple[str, ...], str], Guard] = {}
         self.views: dict[tuple[str, ...], View] = {}
+        self.called: set[nn.Module] = set()  # so far, with all inside them
 
     def proxy(self, node: fx.Node) -> Proxy:
         return Symbol(node, self)
@@ -165,10 +169,18 @@ class View:
         return _read(self, *object.__getattribute__(self, "_at"), name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Proxy:
-        tracer, _, path = object.__getattribute__(self, "_at")
+        tracer, module, path = object.__getattribute__(self, "_at")
         if not path:
             raise Refused("calls itself")
+        if any(map(_changeable, (*args, *kwargs.values()))):
+            raise Refused(f"hands a list or dict to self.{'.'.join(path)}, which may change it")
+        tracer.called.update(module.modules())
         return tracer.create_proxy("call_module", ".".join(path), args, kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        if issubclass(type(other), (View, nn.Module)):  # two names may stand for one module
+            raise Refused("compares modules")
+        return False
 
     def __bool__(self) -> bool:
         _, module, _ = object.__getattribute__(self, "_at")
@@ -229,11 +241,14 @@ def _read(view: View, tracer: Tracer, module: nn.Module, path: tuple[str, ...], 
 
 def _value(tracer: Tracer, path: tuple[str, ...], name: str, value: Any, shown: str) -> Any:
     if isinstance(value, Tensor):
+        tracer.guard(path, name, TENSOR)
         return tracer.create_proxy("get_attr", ".".join((*path, name)), (), {})
     if isinstance(value, (FunctionType, BuiltinFunctionType)):
         check_value(value, shown, tracer.owner)
     elif not _plain(value):
         raise Refused(f"reads {shown}, a {type(value).__name__}")
+    if tracer.called and name != "training" and _may_have_changed(tracer, path, value):
+        raise Refused(f"reads {shown} after a call that may change it")
     return tracer.guard(path, name, value)
 
 
@@ -251,6 +266,39 @@ def _class_attribute(
         check_forward(value.fget if isinstance(value, property) else value, tracer.owner)
         return value.__get__(view, tracer.owner)
     return _value(tracer, path, name, value, shown)
+
+
+def _may_have_changed(tracer: Tracer, path: tuple[str, ...], value: Any) -> bool:
+    """Whether what has been called by now may have set the attribute ``value`` of the module under ``path``.
+
+    A module may set its own, though torch's do not; any hook may set those of what it holds.
+    """
+    module = tracer.module.get_submodule(".".join(path))
+    if module in tracer.called and not type(module).__module__.startswith(("torch.", "fastdl.")):
+        return True
+    for called in tracer.called:
+        for hook in (*called._forward_pre_hooks.values(), *called._forward_hooks.values()):
+            held = (
+                [getattr(hook, "__self__", None), *vars(hook).values()] if hasattr(hook, "__dict__") else []
+            )
+            held += [cell.cell_contents for cell in getattr(hook, "__closure__", None) or ()]
+            if any(part is module or part is value for part in held if part is not None):
+                return True
+    return False
+
+
+def _changeable(value: Any) -> bool:
+    """Whether ``value`` is, or holds, what a callee could change."""
+    kind = type(value)
+    return issubclass(kind, (list, dict)) or (issubclass(kind, tuple) and any(map(_changeable, value)))
+
+
+def _tensor(module: nn.Module, name: str) -> Any:
+    """What ``module`` stores under ``name``; what a parametrization has taken over is a tensor unseen."""
+    for values in (vars(module), module._parameters, module._buffers):
+        if name in values:
+            return values[name]
+    return torch.empty(0) if hasattr(type(module), name) else None
 
 
 def _plain(value: Any) -> bool:
