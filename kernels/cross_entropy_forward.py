@@ -107,9 +107,8 @@ def cross_entropy_losses(
             divisor = tl.sum(row_weight, axis=0)
             tl.store(total_weight + tl.program_id(0), divisor)
             if DIVIDE:
-                total = tl.where(
-                    divisor == 0.0, float("nan"), total / divisor
-                )  # also where smoothing adds to 0
+                # NaN over no weight at all, though smoothing gives such rows a loss
+                total = tl.where(divisor == 0.0, float("nan"), total / divisor)
         tl.store(loss + tl.program_id(0), narrow(total, loss))
     else:
         tl.store(loss + n * loss_n + d * loss_d, narrow(row_loss, loss), rows)
