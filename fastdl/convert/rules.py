@@ -29,7 +29,8 @@ _BUILTIN_NAMES = """
     pow range reversed round set slice sorted str sum super tuple zip
 """
 _FACTORY_NAMES = """
-    arange as_tensor empty eye full is_tensor linspace logspace ones rand randint randn randperm tensor zeros
+    arange as_tensor empty eye full is_tensor linspace logspace ones rand rand_like randint randint_like randn
+    randn_like randperm tensor zeros
 """
 _BUILTINS = {getattr(builtins, name) for name in _BUILTIN_NAMES.split()}
 _FACTORIES = {getattr(torch, name) for name in _FACTORY_NAMES.split()}
@@ -90,6 +91,8 @@ def _check_code(
             if argument not in names and not hasattr(builtins, argument):
                 raise Refused(f"reads {argument}, which is not defined")
             value = names.get(argument, getattr(builtins, argument, None))
+            if any(value is parent for parent in owner.__mro__) and instructions[at - 1].argval == "super":
+                continue  # super(ThisClass, self)
             _admit(*_follow(value, argument, instructions[at + 1 :]), owner, seen)
         elif "DEREF" in opname and argument in cells:
             if not opname.startswith("LOAD"):
@@ -157,7 +160,7 @@ def _torch_functions() -> set[Callable[..., Any]]:
         for name, function in vars(space).items()
         if name.endswith("_") and not name.startswith("_") and getattr(space, name[:-1], None) in recorded
     }
-    rest = {functional.sigmoid, functional.tanh, torch.jit.is_scripting}
+    rest = {functional.sigmoid, functional.tanh, torch.jit.is_scripting, torch._assert}
     return recorded | in_place | _FACTORIES | rest
 
 

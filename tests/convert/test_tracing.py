@@ -356,6 +356,13 @@ class OwnClass(Base):
         return self.body(x) if self.__class__.__name__ == "OwnClass" else x
 
 
+class ReadsOwnClass(Base):
+    scale = 2.0
+
+    def forward(self, x):
+        return self.body(x) * ReadsOwnClass.scale
+
+
 REFUSED = [
     ReadsGlobal, WritesGlobal, AppendsToGlobal, Prints, PythonRandom, NumpyRandom, TorchRandomBranch,
     BranchesOnValue, BranchesOnShape, BranchesOnDtype, LoopsOverBatch, GradMode, AutocastMode,
@@ -363,6 +370,7 @@ REFUSED = [
     Counts, SetsByName, AppendsToOwnList, OwnDict, LooksUpByShape, VarArgs, AsksType, AsksExactType,
     HasAttribute, ChildReturnsNone, AppliesFunction, ChildMethod, ReadsObject, OwnGetattr,
     ReturnsOrderedDict, InspectsModules, Imports, HandsOnChild, Matches, SetsRequiresGrad, OwnClass,
+    ReadsOwnClass,
 ]  # fmt: skip
 
 
@@ -568,11 +576,32 @@ class Creates(Base):
         return self.body(x) + torch.rand(4, 4) + torch.arange(4.0) + torch.zeros(4)
 
 
-def test_created_tensors_are_created_in_every_call():
-    model = convert(Creates())
+class CreatesAlike(Base):
+    def forward(self, x):
+        y = self.body(x)
+        return y + torch.rand_like(y) + torch.randn_like(y) + torch.randint_like(y, 3) + torch.ones_like(y)
+
+
+@pytest.mark.parametrize("build", [Creates, CreatesAlike])
+def test_created_tensors_are_created_in_every_call(build):
+    model = convert(build())
     assert is_converted(model)
     same(model, image())
     assert not torch.equal(model(x := image()), model(x))
+
+
+class Asserts(Base):
+    def forward(self, x):
+        torch._assert(x.dim() == 4, "expected a batch")
+        return self.body(x)
+
+
+def test_torchs_assertion_is_made_in_every_call():
+    model = convert(Asserts())
+    assert is_converted(model)
+    same(model, image())
+    with pytest.raises(AssertionError, match="expected a batch"):
+        model(image()[0])
 
 
 class Parent(Base):
@@ -597,6 +626,11 @@ def helper(x):
     return sum(x * factor for factor in range(3))
 
 
+class CallsSuperByName(CallsSuper):
+    def forward(self, x):
+        return super(CallsSuperByName, self).forward(x) * 2  # noqa: UP008
+
+
 class SuperOfSequential(nn.Sequential):
     def forward(self, x):
         return super().forward(x) + 1
@@ -616,7 +650,7 @@ class Lists(nn.Module):
         return {"out": Pair(x, [x, (x, None)]), "last": self.convs[-1](x)}
 
 
-@pytest.mark.parametrize("build", [CallsSuper, Lists])
+@pytest.mark.parametrize("build", [CallsSuper, CallsSuperByName, Lists])
 def test_methods_and_containers(build):
     model = convert(build())
     assert is_converted(model)
