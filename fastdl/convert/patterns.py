@@ -33,9 +33,13 @@ class Call(NamedTuple):
     note: str = ""
 
 
-def rewrite(graph: fx.Graph, module: nn.Module) -> list[Call]:
-    """Rewrite ``graph``, the trace of ``module``, in place; returns its calls."""
-    return _Rewriter(graph, module).run()
+def rewrite(graph: fx.Graph, module: nn.Module) -> tuple[list[Call], set[str]]:
+    """Rewrite ``graph``, the trace of ``module``, in place.
+
+    Returns its calls, and the children whose types it relies on.
+    """
+    rewriter = _Rewriter(graph, module)
+    return rewriter.run(), rewriter.relied_on
 
 
 class _Rewriter(Reader):

@@ -57,6 +57,7 @@ class Reader:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self.relied_on: set[str] = set()  # children that must stay of the type that they are, for `movable`
 
     def child(self, node: fx.Node, types: tuple[type[nn.Module], ...]) -> nn.Module | None:
         """The child that ``node`` calls, if it is of exactly one of these types."""
@@ -116,15 +117,20 @@ class Reader:
         while following is not to:
             between.append(following)
             following = following.next
-        called = [self.module.get_submodule(n.target) for n in between if n.op == "call_module"]
+        names = [n.target for n in between if n.op == "call_module"]
+        called = [self.module.get_submodule(name) for name in names]
         if node.op == "call_module":
             child = self.module.get_submodule(node.target)
             if any(child is part for module in called for part in module.modules()):
                 return False  # its running statistics would be updated in another order
         source = node.args[0] if node.args else None
         if only_user(source) and self.child(source, _FRESH):
-            return True
-        return all(type(module) in _FRESH for module in called) and not any(map(_writes, between))
+            names = [source.target]
+        elif not all(type(module) in _FRESH for module in called) or any(map(_writes, between)):
+            return False
+        if between:
+            self.relied_on.update(names)
+        return True
 
 
 def only_user(node: Any) -> bool:

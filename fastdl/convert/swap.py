@@ -104,13 +104,16 @@ def make_plan(module: nn.Module, training: bool) -> Plan:
     except Refused as refusal:
         return Plan(None, reason=f"{owner.__name__}.forward {refusal}")
     try:
-        calls = tuple(rewrite(traced.graph, module))
+        calls, relied_on = rewrite(traced.graph, module)
         run = _function(traced.graph, f"{owner.__qualname__}, {'training' if training else 'evaluation'}")
     except Exception as error:  # no graph of a user is worth an error: it runs as written
         return Plan(None, reason=f"{owner.__name__}.forward cannot be rewritten ({error!r})")
     if not any(call.rewritten for call in calls):
-        return Plan(None, calls=calls)
-    return Plan(run, traced.arity, traced.guards, calls)
+        return Plan(None, calls=tuple(calls))
+    types = [
+        Guard(tuple(name.split(".")), "__class__", type(module.get_submodule(name))) for name in relied_on
+    ]
+    return Plan(run, traced.arity, (*traced.guards, *types), tuple(calls))
 
 
 def not_traced(module: nn.Module, owner: type[nn.Module]) -> str | None:

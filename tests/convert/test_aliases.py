@@ -264,3 +264,19 @@ def test_a_parameter_that_is_taken_away():
     model.gamma = nn.Parameter(torch.ones(1))
     nn.utils.parametrize.register_parametrization(model, "gamma", nn.Softplus())
     as_written(model)
+
+
+def test_a_child_that_is_replaced_by_one_that_writes_to_its_input():
+    """A norm is computed where its sum is, behind what was called in between."""
+
+    class Branches(Base):
+        def forward(self, x):
+            y = self.bn(x)
+            return y + self.conv(x)
+
+    model = convert(Branches()).eval()
+    assert [row.call for row in explain(model).rows if " + " in row.call] == ["bn + add"]
+    with torch.no_grad():
+        as_written(model)
+        model.conv = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(2, 2, 1))
+        as_written(model)
