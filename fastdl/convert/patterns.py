@@ -20,7 +20,7 @@ from torch import fx, nn
 
 from .. import functional
 from . import fused
-from .steps import NAMESAKES, OPS, Reader, addition, bind, only_user
+from .steps import NAMESAKES, OPS, Reader, Step, addition, bind, only_user, overwritten
 
 
 class Call(NamedTuple):
@@ -64,6 +64,8 @@ class _Rewriter(Reader):
         step = self.step_of(act)
         if step is None or step.kind not in ("act", "relu") or not only_user(act.args[0]):
             return
+        if self._saved_by(act, step) == "input" and overwritten(act, self.module):
+            return  # the fused call saves its output
         before = act.args[0]
         if (terms := addition(before)) is not None:
             self._norm_add(before, terms, act)
@@ -95,6 +97,13 @@ class _Rewriter(Reader):
                 target = fused.conv_act if kind == "conv" else fused.norm_act
             new = self.graph.create_node("call_function", target, tuple(args), {})
         self._replace([act, pool, first], new, call)
+
+    def _saved_by(self, act: fx.Node, step: Step) -> str:
+        """What torch's own activation saves for backward."""
+        if step.act is not None:
+            return "output" if step.act[0] in ("relu", "sigmoid", "tanh") else "input"
+        kinds = (nn.ReLU, nn.Sigmoid, nn.Tanh)
+        return "output" if isinstance(self.module.get_submodule(act.target), kinds) else "input"
 
     def _addition(self, add: fx.Node) -> None:
         if (terms := addition(add)) is not None:
@@ -200,6 +209,8 @@ class _Rewriter(Reader):
     def _why(self, act: fx.Node) -> str:
         before = act.args[0]
         kind = self.kind_of(before)
+        if overwritten(act, self.module):
+            return "its value is overwritten afterwards"
         if kind in ("conv", "norm") and len(before.users) > 1:
             return "what it is applied to is used elsewhere too"
         if before.op == "call_module":

@@ -133,6 +133,17 @@ class Reader:
         return True
 
 
+def overwritten(node: fx.Node, module: nn.Module) -> bool:
+    """Whether a call writes into the value of ``node``: autograd must not have saved it then."""
+    for user in node.users:
+        if user.op == "call_module":
+            if getattr(module.get_submodule(user.target), "inplace", False):
+                return True
+        elif _writes(user) and node in (user.args[1:2] if user.target is fused.in_place else user.args[:1]):
+            return True
+    return False
+
+
 def only_user(node: Any) -> bool:
     return isinstance(node, fx.Node) and len(node.users) == 1
 

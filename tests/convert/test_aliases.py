@@ -280,3 +280,33 @@ def test_a_child_that_is_replaced_by_one_that_writes_to_its_input():
         as_written(model)
         model.conv = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(2, 2, 1))
         as_written(model)
+
+
+class Overwritten(Base):
+    """leaky_relu saves its input in torch, its output when fused: that must not be written to then."""
+
+    def __init__(self, write):
+        super().__init__(nn.ReLU(inplace=True))
+        self.act = nn.LeakyReLU(0.1)
+        self.write = write
+
+    def forward(self, x):
+        y = self.act(self.conv(x))
+        if self.write == "iadd":
+            y += 1
+        elif self.write == "method":
+            y.mul_(2)
+        elif self.write == "module":
+            y = self.part(y)
+        return y
+
+
+@pytest.mark.parametrize("write", ["iadd", "method", "module", "nothing"])
+def test_a_value_that_is_overwritten_is_not_fused(write, on, device):
+    model = Overwritten(write).to(device)
+    x = torch.randn(1, 2, 4, 4, device=device)
+    expected = torch.autograd.grad(model(x).sum(), model.conv.weight)
+    convert(model)
+    assert is_converted(model) == (write == "nothing")
+    got = torch.autograd.grad(model(x).sum(), model.conv.weight)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
