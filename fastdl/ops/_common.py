@@ -74,13 +74,11 @@ def pair(op: str, name: str, value: Any) -> tuple[int, int]:
         TypeError: if it is neither an int nor a sequence of ints.
         RuntimeError: for a sequence of another length.
     """
-    if isinstance(value, (int, torch.SymInt)):
-        return value, value
+    integers = (int, torch.SymInt, numbers.Integral)  # the last: NumPy's
     if isinstance(value, Tensor) and value.dim() == 0 and not value.is_floating_point():
-        return pair(op, name, int(value))
-    if isinstance(value, numbers.Integral):  # NumPy's
-        return pair(op, name, int(value))
-    integers = (int, torch.SymInt, numbers.Integral)
+        value = int(value)
+    if isinstance(value, integers):
+        value = (value,)
     if not isinstance(value, Sequence) or not all(isinstance(v, integers) for v in value):
         raise TypeError(complaint(op, f"{name} to be an int or a tuple of two ints", repr(value)))
     if len(value) not in (1, 2):

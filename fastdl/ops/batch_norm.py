@@ -53,7 +53,7 @@ def batch_norm(
         residual=residual,
     )
     name, param = activations.resolve(OP, activation, activation_param)
-    _check(input, running_mean, running_var, weight, bias, training, momentum, eps, residual)
+    _check(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
     empty = input.numel() == 0
     backend = backends.choose(
@@ -89,7 +89,6 @@ def _check(
     training: bool,
     momentum: float,
     eps: float,
-    residual: Tensor | None,
 ) -> None:
     if input.dim() < 2:
         # torch looks up the channel axis before it looks at anything else
