@@ -1,11 +1,12 @@
 # `make test` from a bare clone makes .venv with the pinned requirements, installs fastdl into it as an
-# editable package and runs the tests. `make test PYTHON=python3 VENV=none` uses a Python that has torch
+# editable package, which compiles its C++ kernels, and runs the tests. `make test PYTHON=python3 VENV=none` uses a Python that has torch
 # as it is: nothing is downloaded, and fastdl is made importable from build/site alone.
 
 PYTHON ?= python3
 VENV   ?= .venv
 JOBS   ?= 2
 OUT    ?= bench/results/local
+SOURCES = $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.*)
 OPS     = conv2d batch_norm cross_entropy max_pool2d affine_grid_sample
 
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps
@@ -58,8 +59,9 @@ gpu: $(READY) ## parity, GPU tests and benchmarks on this machine's GPU, results
 
 clean: ## remove what was built, .venv excepted
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .benchmarks .hypothesis demo_output
+	rm -f fastdl/*.so fastdl/native/*.so fastdl/native/build.json $(VENV)/.installed
 
-$(VENV)/.installed: requirements.txt pyproject.toml setup.py
+$(VENV)/.installed: requirements.txt pyproject.toml setup.py $(SOURCES)
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(INSTALL) --editable .
@@ -67,7 +69,7 @@ $(VENV)/.installed: requirements.txt pyproject.toml setup.py
 
 # An editable install works through a .pth file, which Python reads in site folders only: sitecustomize
 # makes build/site one.
-build/site/.installed: pyproject.toml setup.py
+build/site/.installed: pyproject.toml setup.py $(SOURCES)
 	rm -rf build/site
 	$(INSTALL) --no-index --target build/site --editable .
 	echo 'import os, site; site.addsitedir(os.path.dirname(__file__))' > build/site/sitecustomize.py

@@ -2,6 +2,9 @@
 
 Backends:
     reference   plain torch operators, on any device; serves whatever no kernel covers.
+    cpu         the C++ kernels of csrc/cpu: CPU tensors.
+    cuda        the CUDA C++ kernels of csrc/cuda: CUDA tensors, or CPU tensors under emulation
+                (``FASTDL_CUDA_EMULATION``; exact but slow, meant for tests).
     triton      the kernels of ``fastdl.kernels``: CUDA (or ROCm) tensors, or CPU tensors under Triton's
                 interpreter (``TRITON_INTERPRET=1`` before the first use; exact but slow, meant for tests).
 
@@ -17,25 +20,40 @@ import functools
 import importlib
 import os
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 
 OPS = ("conv2d", "batch_norm", "cross_entropy", "max_pool2d", "affine_grid_sample")
-BACKENDS = ("reference", "triton")
+BACKENDS = ("reference", "cpu", "cuda", "triton")
 
 #: The dtypes that kernels serve; they accumulate in float32.
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-#: What ``auto`` picks for tensors on a GPU, and on what evidence. Tensors on the CPU go to the reference:
-#: no native CPU kernels are built yet, and interpreted Triton is for tests.
-_AUTO: dict[str, tuple[str, str]] = {
-    "conv2d": ("reference", "cuDNN: no measurement shows the Triton kernel ahead of it"),
-    "batch_norm": ("triton", "3 passes over the data against 5 to 8 unfused (computed, not yet measured)"),
-    "cross_entropy": ("triton", "3 passes over the logits against 6 to 7 (computed, not yet measured)"),
-    "max_pool2d": ("triton", "1 byte saved per output against 8 (computed, not yet measured)"),
-    "affine_grid_sample": ("triton", "no grid in memory, no atomics (computed, not yet measured)"),
+#: What ``auto`` picks, the first that is there, and on what evidence: on the CPU, then on a GPU. What is
+#: built for a GPU but runs on the CPU (emulated, interpreted) is for tests, and ``auto`` passes over it.
+_COMPUTED = "computed, not yet measured"
+_AUTO: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
+    "cpu": {op: (("cpu", "measured: bench/results/cpu"),) for op in OPS},
+    "cuda": {
+        "conv2d": (("cuda", f"cuDNN with bias and activation in one pass behind it ({_COMPUTED})"),),
+        "batch_norm": (
+            ("cuda", f"2 or 3 passes over the data against 5 to 8 unfused ({_COMPUTED})"),
+            ("triton", f"3 passes over the data against 5 to 8 unfused ({_COMPUTED})"),
+        ),
+        "cross_entropy": (
+            ("cuda", f"3 passes over the logits against 6 to 7, in 2 launches ({_COMPUTED})"),
+            ("triton", f"3 passes over the logits against 6 to 7 ({_COMPUTED})"),
+        ),
+        "max_pool2d": (
+            ("cuda", f"1 byte saved per output against 8 ({_COMPUTED})"),
+            ("triton", f"1 byte saved per output against 8 ({_COMPUTED})"),
+        ),
+        "affine_grid_sample": (
+            ("cuda", f"no grid in memory, no atomics ({_COMPUTED})"),
+            ("triton", f"no grid in memory, no atomics ({_COMPUTED})"),
+        ),
+    },
 }
 
 
@@ -57,7 +75,7 @@ CHECK: bool = os.environ.get("FASTDL_CHECK", "0") == "1"
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Serve every call inside by backend ``name`` ("auto", "reference", "triton"), or raise.
+    """Serve every call inside by backend ``name`` ("auto" or one of ``BACKENDS``), or raise.
 
     Process-wide, not per thread. A backward pass uses the backend that its forward used.
 
@@ -105,47 +123,110 @@ def choose(
     return choice
 
 
+def automatic() -> bool:
+    """Whether no backend was asked for by name."""
+    return _forced == "auto"
+
+
 def serves(op: str, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether an ordinary call of ``op`` on such tensors would run a kernel of ours."""
-    return _choose(op, device, dtype, None, False).backend != "reference"
+    return serving(op, device, dtype) != "reference"
+
+
+def serving(op: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that an ordinary call of ``op`` on such tensors would have; not recorded."""
+    return _choose(op, device, dtype, None, False).backend
 
 
 def _choose(
     op: str, device: torch.device, dtype: torch.dtype, unsupported: str | None, empty: bool
 ) -> Choice:
-    if _forced != "auto":
-        _check_name(_forced)
     if empty:
         return Choice(op, "reference", "nothing to compute")
-    if _forced == "reference":
-        return Choice(op, "reference", "chosen by name")
-    reason = unsupported or _dtype_reason(dtype) or why_not("triton", device)
-    if _forced == "triton":
-        if reason is not None:
-            raise RuntimeError(
-                f"fastdl.{op}: expected a call that backend 'triton' can serve, got one that it cannot: "
-                f"{reason}; use_backend('auto') serves it by the reference"
-            )
-        return Choice(op, "triton", "chosen by name")
-    if reason is not None:
-        return Choice(op, "reference", reason)
-    if device.type == "cpu":
-        return Choice(op, "reference", "interpreted Triton on the CPU is for tests")
-    return Choice(op, *_AUTO[op])
+    backend, reason = _pick(op, _forced, device.type, device.index, dtype)
+    if backend != "reference" and unsupported is not None:
+        backend, reason = ("reference", unsupported) if _forced == "auto" else ("", unsupported)
+    if not backend:
+        _check_name(_forced)
+        raise RuntimeError(
+            f"fastdl.{op}: expected a call that backend {_forced!r} can serve, got one that it cannot: "
+            f"{reason}; use_backend('auto') serves it by the reference"
+        )
+    return Choice(op, backend, reason)
+
+
+def _constant(function: Any) -> Any:
+    """torch.compiler.assume_constant_result, without its import of all of Dynamo at import time."""
+    function._dynamo_marked_constant = True
+    return function
+
+
+@_constant
+def _pick(op: str, forced: str, kind: str, index: int | None, dtype: torch.dtype) -> tuple[str, str]:
+    """The backend of an ordinary call and the reason, "" for a backend named that cannot serve it."""
+    return _picked(op, forced, kind, index, dtype)
 
 
 @functools.cache
-def kernel(backend: str, op: str) -> ModuleType:
-    """The module that implements ``op`` for ``backend``: functions ``forward`` and ``backward``."""
-    assert backend == "triton", backend
-    return importlib.import_module(f"fastdl.kernels.{op}")
+def _picked(op: str, forced: str, kind: str, index: int | None, dtype: torch.dtype) -> tuple[str, str]:
+    if forced == "reference":
+        return "reference", "chosen by name"
+    unserved = None if dtype in KERNEL_DTYPES else f"{str(dtype).removeprefix('torch.')} has no kernel"
+    if forced != "auto":
+        reason = unserved or (_missing(forced, kind, index) if forced in BACKENDS else "there is none")
+        return ("", reason) if reason else (forced, "chosen by name")
+    if unserved:
+        return "reference", unserved
+    reasons = []
+    for backend, evidence in _AUTO.get(kind, {}).get(op, ()):
+        reason = _missing(backend, kind, index)
+        if reason is None:
+            return backend, evidence
+        reasons.append(f"{backend}: {reason}")
+    return "reference", "; ".join(reasons) or f"no kernel for device {kind!r}"
+
+
+@functools.cache
+def kernel(backend: str, op: str) -> Any:
+    """What implements ``op`` for ``backend``: an object with functions ``forward`` and ``backward``."""
+    if backend == "triton":
+        return importlib.import_module(f"fastdl.kernels.{op}")
+    from . import native
+
+    return native.kernel(backend, op)
+
+
+def short_way(op: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The C++ function that serves a plain call of ``op`` whole, and its library; else (None, None)."""
+    if _recorded is not None:  # a call that is looked at goes the long way, which records it
+        return None, None
+    return _short_way(op, _forced, device.type, device.index, dtype)
+
+
+@functools.cache
+def _short_way(op: str, forced: str, kind: str, index: int | None, dtype: torch.dtype) -> tuple[Any, Any]:
+    backend, _ = _picked(op, forced, kind, index, dtype)
+    if backend not in ("cpu", "cuda") or (kind == "cuda" and CHECK):
+        return None, None
+    from . import native
+
+    return native.call(op), native.library(backend)[0]
 
 
 def why_not(backend: str, device: torch.device) -> str | None:
     """Why ``backend`` cannot run on ``device``; None if it can."""
+    return _missing(backend, device.type, device.index)
+
+
+@functools.cache
+def _missing(backend: str, kind: str, index: int | None) -> str | None:
     if backend == "reference":
         return None
-    return _triton_missing() or _triton_device(device.type, device.index)
+    if backend == "triton":
+        return _triton()[1] or _triton_on(kind, index)
+    from . import native
+
+    return native.missing(backend, kind)
 
 
 def status() -> dict[str, str]:
@@ -162,27 +243,7 @@ def status() -> dict[str, str]:
 
 def _check_name(name: str) -> None:
     if name != "auto" and name not in BACKENDS:
-        raise ValueError(f"fastdl.use_backend: expected auto, {' or '.join(BACKENDS)}, got {name!r}")
-
-
-def _dtype_reason(dtype: torch.dtype) -> str | None:
-    return None if dtype in KERNEL_DTYPES else f"{str(dtype).removeprefix('torch.')} has no kernel"
-
-
-def _constant(function: Any) -> Any:
-    """torch.compiler.assume_constant_result, without its import of all of Dynamo at import time."""
-    function._dynamo_marked_constant = True
-    return function
-
-
-@_constant
-def _triton_missing() -> str | None:
-    return _triton()[1]
-
-
-@_constant
-def _triton_device(kind: str, index: int | None) -> str | None:
-    return _triton_on(kind, index)
+        raise ValueError(f"fastdl.use_backend: expected one of auto, {', '.join(BACKENDS)}, got {name!r}")
 
 
 @functools.cache

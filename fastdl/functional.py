@@ -22,6 +22,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from .ops import affine_grid_sample as _affine_grid_sample
 from .ops import batch_norm as _batch_norm
 from .ops import conv2d as _conv2d
+from .ops import conv2d_max_pool2d as _conv2d_max_pool2d
 from .ops import cross_entropy as _cross_entropy
 from .ops import max_pool2d as _max_pool2d
 
@@ -30,6 +31,7 @@ __all__ = [
     "affine_grid_sample",
     "batch_norm",
     "conv2d",
+    "conv2d_max_pool2d",
     "cross_entropy",
     "grid_sample",
     "max_pool2d",
@@ -97,6 +99,73 @@ def conv2d(
         )
     return _conv2d.conv2d(
         input, weight, bias, stride, padding, dilation, groups, activation, activation_param
+    )
+
+
+def conv2d_max_pool2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    activation: str | None = None,
+    activation_param: float | None = None,
+    pool_kernel_size: int | Sequence[int] = 2,
+    pool_stride: int | Sequence[int] | None = None,
+) -> Tensor:
+    r"""2-D convolution, maximum over windows and activation, in one kernel where there is one for it.
+
+    .. math:: out = act(max\_pool(input \star weight + bias))
+
+    That is for few input channels, as in the first layer of a network, and windows of 2x2; else conv2d and
+    max_pool2d are called. Under torch.compile always.
+
+    Args:
+        input, weight, bias, stride, padding, dilation, groups: as for conv2d.
+        activation, activation_param: see the table above; behind the pool. relu commutes with it.
+        pool_kernel_size, pool_stride: an int or (height, width); pool_stride None means pool_kernel_size.
+
+    Returns:
+        ``[N, K, PH, PW]`` (``[K, PH, PW]``), channels_last if input or weight is.
+
+    Gradients: input, weight, bias; any order (second and later through the reference).
+
+    Raises:
+        TypeError, RuntimeError, ValueError: as conv2d and max_pool2d.
+
+    Differs from torch: torch has no such function.
+    """
+    if has_torch_function((input, weight, bias)):
+        return handle_torch_function(
+            conv2d_max_pool2d,
+            (input, weight, bias),
+            input,
+            weight,
+            bias,
+            stride,
+            padding,
+            dilation,
+            groups,
+            activation=activation,
+            activation_param=activation_param,
+            pool_kernel_size=pool_kernel_size,
+            pool_stride=pool_stride,
+        )
+    return _conv2d_max_pool2d.conv2d_max_pool2d(
+        input,
+        weight,
+        bias,
+        stride,
+        padding,
+        dilation,
+        groups,
+        activation,
+        activation_param,
+        pool_kernel_size,
+        pool_stride,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import __version__, backends
+from . import __version__, backends, native
 
 
 def environment() -> dict[str, Any]:
@@ -30,6 +30,7 @@ def environment() -> dict[str, Any]:
         "gpu_memory_gib": round(properties.total_memory / 2**30, 1) if properties else 0.0,
         "FASTDL_BACKEND": os.environ.get("FASTDL_BACKEND", "auto"),
         "TRITON_INTERPRET": os.environ.get("TRITON_INTERPRET", "0"),
+        "native": native.describe(),
         "backends": backends.status(),
     }
 

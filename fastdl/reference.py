@@ -28,6 +28,8 @@ def conv2d(
 ) -> Tensor:
     """act(conv2d(input, weight) + bias)."""
     out = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    if activation == "relu":
+        return F.relu_(out)  # a convolution does not save its output
     return activations.apply(out, activation, activation_param)
 
 

@@ -1,11 +1,16 @@
 """What conftest.py and the tests share: which device and which backends there are to test."""
 
 import os
+import shutil
 
 import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton
+    if "FASTDL_CUDA_EMULATION" not in os.environ and shutil.which(os.environ.get("CXX", "g++")):
+        from emulation.build import build  # the CUDA kernels run too, compiled for the CPU
+
+        os.environ["FASTDL_CUDA_EMULATION"] = str(build("plain"))
 
 from fastdl import backends
 
@@ -20,3 +25,6 @@ def executable_backends() -> list[str]:
 
 #: The ones that run our kernels.
 KERNEL_BACKENDS = [backend for backend in executable_backends() if backend != "reference"]
+
+#: Of these the ones of csrc/, which have calls served whole in C++.
+NATIVE_BACKENDS = [backend for backend in KERNEL_BACKENDS if backend in ("cpu", "cuda")]

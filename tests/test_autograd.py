@@ -109,7 +109,8 @@ def test_output_comes_from_our_function(name, kernel, device):
             found.add(node)
             nodes += [n for n, _ in node.next_functions]
     prefixes = ("_Conv2d", "_BatchNorm", "_CrossEntropy", "_MaxPool2d", "_AffineGridSample")
-    assert any(node.name().startswith(prefixes) for node in found)
+    names = [node.name() for node in found]  # C++ nodes, of the short way, have their namespace in it
+    assert any(name.startswith(prefixes) or "fastdl::" in name for name in names), names
 
 
 @every_call
@@ -129,6 +130,7 @@ def test_unneeded_gradients_are_not_computed(name, kernel, device, monkeypatch):
         original(*args, **options)
 
     monkeypatch.setattr(module, "backward", spy)
+    monkeypatch.setattr(backends, "short_way", lambda *_: (None, None))
     for wanted in call.grads:
         inputs = [t.detach() for t in leaves(call, device)]
         inputs[wanted].requires_grad_()

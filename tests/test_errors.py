@@ -132,7 +132,7 @@ OWN = {
     "device": (lambda: F.conv2d(r(1, 3, 5, 5), torch.empty(2, 3, 3, 3, device="meta")), RuntimeError,
                "fastdl.conv2d: expected weight on the device of input, cpu, got meta"),
     "backend": (lambda: fastdl.use_backend("cudnn").__enter__(), ValueError,
-                "fastdl.use_backend: expected auto, reference or triton, got 'cudnn'"),
+                "fastdl.use_backend: expected one of auto, reference, cpu, cuda, triton, got 'cudnn'"),
     "module": (lambda: fastdl.convert("resnet"), TypeError,
                "fastdl.convert: expected model to be a torch.nn.Module, got str"),
     "localisation": (lambda: fastdl.nn.SpatialTransformer(torch.nn.Flatten())(r(2, 1, 4, 4)), RuntimeError,

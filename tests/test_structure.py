@@ -1,6 +1,7 @@
 """The arrows between the rooms (docs/design.md) and the one stem that each op has in every room."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ ORDER = [
     "ops",
     "reference",
     "backends",
+    "native",
     "activations",
 ]
 # One room is imported by a neighbour on the same side of the house.
@@ -90,6 +92,9 @@ def test_kernels_are_leaves(path):
 @pytest.mark.parametrize(
     "room",
     [
+        "csrc/{}.h",
+        "csrc/cpu/{}*.cpp",
+        "csrc/cuda/{}*.cu",
         "kernels/{}.py",
         "fastdl/ops/{}.py",
         "tests/kernels/test_{}.py",
@@ -98,4 +103,25 @@ def test_kernels_are_leaves(path):
     ],
 )
 def test_same_stem_in_every_room(op, room):
-    assert (ROOT / room.format(op)).is_file()
+    assert [*ROOT.glob(room.format(op))]
+
+
+def includes(path: Path) -> list[str]:
+    return re.findall(r'^#include [<"](.+)[>"]', path.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "csrc").rglob("*.*")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_the_bindings_know_torch(path):
+    """csrc/cpu and csrc/cuda include the standard library, their own folder and csrc/*.h; no op another's."""
+    if path.suffix not in (".h", ".cpp", ".cuh", ".cu"):
+        return
+    found = includes(path)
+    if path.stem in ("bindings", "calls"):
+        assert any(name.startswith(("torch/", "ATen/")) for name in found) or "bindings.h" in found
+        return
+    assert not [name for name in found if name.startswith(("torch/", "ATen/", "c10/", "pybind11/"))]
+    other = {"cpu": "cuda/", "cuda": "cpu/"}.get(path.parent.name, "/")
+    assert not [name for name in found if other in name.removeprefix("../")]
+    op = next((op for op in OPS if path.stem.startswith(op)), None)
+    for name in found if op else []:
+        assert not [o for o in OPS if o != op and Path(name).stem.startswith(o)], f"{path.name}: {name}"

@@ -98,6 +98,18 @@ def conv_pool_act(
     spec = _activation(act)
     commutes = pool is None or (bare(pool, POOLS) and not pool.return_indices)
     commutes = commutes and backends.serves("conv2d", x.device, x.dtype)
+    window = _plain_pool(pool, args, kwargs)
+    if (
+        spec is not None
+        and commutes
+        and window is not None
+        and bare(conv, CONVS)
+        and conv.padding_mode == "zeros"
+    ):
+        options = {"activation": spec[0], "activation_param": spec[1]}
+        options |= {"pool_kernel_size": window[0], "pool_stride": window[1]}
+        own = conv.stride, conv.padding, conv.dilation, conv.groups
+        return functional.conv2d_max_pool2d(x, conv.weight, conv.bias, *own, **options)
     if spec is not None and spec[0] == "relu" and commutes and bare(conv, CONVS):
         return _pool(pool, fast.conv2d_forward(conv, x, *spec), args, kwargs)
     return _activate(act, _pool(pool, conv(x), args, kwargs))
@@ -153,6 +165,22 @@ def log_softmax_nll(
 
 def _pool(pool: nn.Module | None, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return functional.max_pool2d(x, *args, **kwargs) if pool is None else pool(x)
+
+
+def _plain_pool(
+    pool: nn.Module | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Any] | None:
+    """Kernel size and stride of a pool without padding, dilation or ceil_mode; None for any other."""
+    if pool is None:
+        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+        given = dict(zip(names, args, strict=False)) | kwargs
+    else:
+        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+        given = {name: getattr(pool, name) for name in names}
+    plain = all(not given.get(name) for name in ("padding", "ceil_mode", "return_indices"))
+    if not plain or given.get("dilation", 1) != 1 or "kernel_size" not in given:
+        return None
+    return given["kernel_size"], given.get("stride") or None
 
 
 def _activate(act: nn.Module | Act, x: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .. import backends
+
 #: Where the ops live: ``torch.ops.fastdl``.
 library = torch.library.Library("fastdl", "DEF")
 
@@ -39,6 +41,23 @@ def register(
         library.impl(name, implementation, key)
     torch.library.register_fake(f"fastdl::{name}", lambda *args: allocate(arguments(*args)), lib=library)
     return getattr(torch.ops.fastdl, name).default
+
+
+def short_way(op: str, input: Any, *args: Any) -> Tensor | None:
+    """The result of a plain call, served whole in C++ (csrc/calls.cpp); None where Python must go on.
+
+    Which is wherever a Triton kernel or the reference serves, something looks at the call, or it is not
+    plain: the long way then finds out what is the matter.
+    """
+    if torch.compiler.is_compiling() or type(input) not in (Tensor, torch.nn.Parameter):
+        return None
+    call, library = backends.short_way(op, input.device, input.dtype)
+    if call is None:
+        return None
+    try:
+        return call(library, input, *args)
+    except TypeError:  # an argument of a type that the long way has words for
+        return None
 
 
 def complaint(op: str, expected: str, got: object, remedy: str = "") -> str:

@@ -5,6 +5,7 @@ Saved for backward: the input and theta. An image that needs no gradient costs n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from ._common import (
     differentiate,
     needs_grad,
     register,
+    short_way,
     unsupported,
     wanted,
 )
@@ -36,6 +38,10 @@ def affine_grid_sample(
     align_corners: bool | None,
 ) -> Tensor:
     """``fastdl.functional.affine_grid_sample`` after its defaults."""
+    if isinstance(size, (tuple, list)) and len(size) == 4:
+        out = short_way(OP, input, theta, *size, mode, padding_mode, bool(align_corners))
+        if out is not None:
+            return out
     check_tensors(OP, input=input, theta=theta)
     align_corners = bool(align_corners)
     _check(input, theta, size, mode, padding_mode)
@@ -164,7 +170,7 @@ class _AffineGridSample(torch.autograd.Function):
         a = Forward(*args)
         ctx.save_for_backward(a.x, a.theta)
         ctx.options = (a.mode, a.padding_mode, a.align_corners)
-        ctx.size, ctx.dtype, ctx.backend = a.size, a.dtype, a.backend
+        ctx.size, ctx.backend = a.size, a.backend
         return forward_op(*args)
 
     @staticmethod
@@ -172,11 +178,26 @@ class _AffineGridSample(torch.autograd.Function):
         x, theta = ctx.saved_tensors
         needs = [ctx.needs_input_grad[i] for i in range(2)]
         if torch.is_grad_enabled():
-            size = (theta.shape[0], x.shape[1], *ctx.size)
-            with reference.no_autocast(x):
-                y = reference.affine_grid_sample(x.to(ctx.dtype), theta, size, *ctx.options)
-            grads = differentiate(y, [x, theta], grad_out)
+            grads = differentiable_backward(grad_out, x, theta, ctx.size, *ctx.options)
         else:
             found = backward_op(grad_out, x, theta, *ctx.options, needs, ctx.backend)
             grads = [*map(wanted, found, needs)]
         return *grads, *[None] * (len(Forward._fields) - 2)
+
+
+def differentiable_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    theta: Tensor,
+    size: Sequence[int],
+    mode: str,
+    padding_mode: str,
+    align_corners: bool,
+) -> list[Tensor | None]:
+    """The gradients of x and theta by plain torch, in the output's dtype: they can be differentiated."""
+    whole = (theta.shape[0], x.shape[1], *size)
+    with reference.no_autocast(x):
+        y = reference.affine_grid_sample(
+            x.to(grad_out.dtype), theta, whole, mode, padding_mode, align_corners
+        )
+    return differentiate(y, [x, theta], grad_out)

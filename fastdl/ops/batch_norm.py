@@ -21,6 +21,7 @@ from ._common import (
     memory_format,
     needs_grad,
     register,
+    short_way,
     unsupported,
     wanted,
 )
@@ -42,6 +43,11 @@ def batch_norm(
     activation_param: float | None,
 ) -> Tensor:
     """``fastdl.functional.batch_norm`` after its defaults."""
+    name, param = activations.resolve(OP, activation, activation_param)
+    statistics = (running_mean, running_var)
+    out = short_way(OP, input, *statistics, weight, bias, training, momentum, eps, residual, name, param)
+    if out is not None:
+        return out
     check_tensors(
         OP,
         ("running_mean", "running_var", "weight", "bias", "residual"),
@@ -52,7 +58,6 @@ def batch_norm(
         bias=bias,
         residual=residual,
     )
-    name, param = activations.resolve(OP, activation, activation_param)
     _check(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
     empty = input.numel() == 0
@@ -278,7 +283,9 @@ class _BatchNorm(torch.autograd.Function):
         saved = ctx.saved_tensors
         needs = [ctx.needs_input_grad[i] for i in range(4)]
         if torch.is_grad_enabled():
-            grads = _differentiable_backward(ctx, grad_out, *saved)
+            grads = differentiable_backward(
+                grad_out, *saved, ctx.training, ctx.eps, *ctx.activation, ctx.has_residual
+            )
         else:
             grad_out = grad_out.contiguous(memory_format=memory_format(saved[0]))
             # an addition with no activation behind it hands its gradient on: no kernel copies it
@@ -291,8 +298,7 @@ class _BatchNorm(torch.autograd.Function):
         return *grads, *[None] * (len(Forward._fields) - 4)
 
 
-def _differentiable_backward(
-    ctx: Any,
+def differentiable_backward(
     grad_out: Tensor,
     x: Tensor,
     weight: Tensor | None,
@@ -301,10 +307,14 @@ def _differentiable_backward(
     mean: Tensor,
     invstd: Tensor,
     mask: Tensor | None,
+    training: bool,
+    eps: float,
+    activation: str,
+    param: float,
+    has_residual: bool,
 ) -> list[Tensor | None]:
     """The gradients of x, weight, bias and residual by plain torch, so that they can be differentiated."""
-    activation, param = ctx.activation
-    if ctx.has_residual:
+    if has_residual:
         # the residual itself was not saved: go through the activation by what was
         if mask is not None:
             grad_out = grad_out * _unpack(mask, x)
@@ -312,11 +322,11 @@ def _differentiable_backward(
             grad_out = grad_out * activations.ACTIVATIONS[activation].derivative(out, param)
         activation = ""
     with reference.no_autocast(x):
-        if ctx.training:
-            y = reference.batch_norm(x, None, None, weight, bias, True, 0.0, ctx.eps, None, activation, param)
+        if training:
+            y = reference.batch_norm(x, None, None, weight, bias, True, 0.0, eps, None, activation, param)
         else:
             y = reference.compose_batch_norm(x, mean, invstd, weight, bias, activation, param)
-    return [*differentiate(y, [x, weight, bias], grad_out), grad_out if ctx.has_residual else None]
+    return [*differentiate(y, [x, weight, bias], grad_out), grad_out if has_residual else None]
 
 
 def _unpack(mask: Tensor, x: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import activations, backends, reference
+from .. import activations, backends, native, reference
+from ..native import conv2d as composed
 from ._common import (
     autocast_dtype,
     check_tensors,
@@ -59,9 +60,10 @@ def conv2d(
     before, after = _padding(input, weight, stride, padding, dilation)
 
     empty = input.numel() == 0 or weight.numel() == 0
-    backend = backends.choose(
-        OP, input.device, input.dtype, _unsupported(input, weight, bias, stride, groups), empty
-    ).backend
+    why_not = _unsupported(input, weight, bias, stride, groups)
+    if why_not is None and not empty and input.device.type == "cpu" and backends.automatic():
+        why_not = _as_fast_without(input, weight, stride, before, dilation, groups)
+    backend = backends.choose(OP, input.device, input.dtype, why_not, empty).backend
     if before != after:  # padding="same" with an even reach: torch pads one more on the far side
         input = F.pad(input, (0, after[1] - before[1], 0, after[0] - before[0]))
     if backend == "reference":
@@ -143,6 +145,21 @@ def _unsupported(input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pai
     if groups > 65535 or stride[0] * stride[1] > 65535:
         return "more groups or a wider stride than a grid has room for"
     return unsupported(input, weight, bias)
+
+
+def _as_fast_without(
+    input: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> str | None:
+    """Why `auto` leaves a convolution of CPU tensors to torch; None where a kernel of ours is faster."""
+    if torch.compiler.is_compiling():
+        return "torch.compile fuses what stands behind oneDNN's convolution"
+    library, reason = native.library("cpu")
+    if library is None:
+        return reason
+    x = input if input.dim() == 4 else input.unsqueeze(0)
+    if x.dtype != torch.float32 or not composed.direct(library, x, weight, stride, padding, dilation, groups):
+        return "oneDNN's convolution is as fast"
+    return None
 
 
 class Forward(NamedTuple):

@@ -16,6 +16,7 @@ from ._common import (
     differentiate,
     needs_grad,
     register,
+    short_way,
     unsupported,
 )
 
@@ -31,6 +32,9 @@ def cross_entropy(
     label_smoothing: float,
 ) -> Tensor:
     """``fastdl.functional.cross_entropy`` after its defaults and legacy arguments."""
+    loss = short_way(OP, input, target, weight, ignore_index, reduction, label_smoothing)
+    if loss is not None:
+        return loss
     check_tensors(OP, ("weight",), input=input, target=target, weight=weight)
     _check(input, target, weight, ignore_index, reduction, label_smoothing)
 
@@ -213,23 +217,39 @@ class _CrossEntropy(torch.autograd.Function):
         loss, lse, total_weight = forward_op(*args)
         ctx.save_for_backward(a.logits, a.target, a.weight, lse, total_weight)
         ctx.options = (a.ignore_index, a.reduction, a.label_smoothing)
-        ctx.dtype, ctx.backend = a.dtype, a.backend
+        ctx.backend = a.backend
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         logits, target, weight, lse, total_weight = ctx.saved_tensors
         if torch.is_grad_enabled():
-            weight = None if weight is None else weight.to(ctx.dtype)
-            probabilities = target.to(ctx.dtype) if target.is_floating_point() else target
-            with reference.no_autocast(logits):
-                loss = reference.cross_entropy(logits.to(ctx.dtype), probabilities, weight, *ctx.options)
-            (grad_logits,) = differentiate(loss, [logits], grad_loss)
+            (grad_logits,) = differentiable_backward(grad_loss, logits, target, weight, *ctx.options)
         else:
             grad_logits = backward_op(
                 grad_loss, logits, target, weight, lse, total_weight, *ctx.options, ctx.backend
             )
         return grad_logits, *[None] * (len(Forward._fields) - 1)
+
+
+def differentiable_backward(
+    grad_loss: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+) -> list[Tensor | None]:
+    """The gradient of input by plain torch in the dtype of the loss, so that it can be differentiated."""
+    dtype = grad_loss.dtype
+    weight = None if weight is None else weight.to(dtype)
+    probabilities = target.to(dtype) if target.is_floating_point() else target
+    with reference.no_autocast(input):
+        loss = reference.cross_entropy(
+            input.to(dtype), probabilities, weight, ignore_index, reduction, label_smoothing
+        )
+    return differentiate(loss, [input], grad_loss)
 
 
 def legacy_reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:

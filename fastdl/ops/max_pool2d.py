@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from ._common import (
     needs_grad,
     pair,
     register,
+    short_way,
     unsupported,
     wanted,
 )
@@ -34,6 +36,10 @@ def max_pool2d(
     return_indices: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``fastdl.functional.max_pool2d`` after its defaults."""
+    if not return_indices:
+        out = short_way(OP, input, kernel_size, stride, padding, dilation, ceil_mode)
+        if out is not None:
+            return out
     check_tensors(OP, input=input)
     kernel_size = pair(OP, "kernel_size", kernel_size)
     no_stride = stride is None or (isinstance(stride, (tuple, list)) and not stride)
@@ -201,8 +207,14 @@ class _MaxPool2d(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (offsets,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            indices = flat_indices(offsets, ctx.size[3], *ctx.window)
-            grad_x = reference.max_pool2d_backward(grad_out, indices, ctx.size)
+            (grad_x,) = differentiable_backward(grad_out, offsets, ctx.size, *ctx.window)
         else:
             grad_x = backward_op(grad_out, offsets, ctx.size, ctx.channels_last, *ctx.window, ctx.backend)
         return grad_x, *[None] * (len(Forward._fields) - 1)
+
+
+def differentiable_backward(
+    grad_out: Tensor, offsets: Tensor, size: Sequence[int], *window: Pair
+) -> list[Tensor | None]:
+    """The gradient of x [*size] by plain torch, so that it can be differentiated."""
+    return [reference.max_pool2d_backward(grad_out, flat_indices(offsets, size[3], *window), size)]

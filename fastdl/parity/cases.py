@@ -157,8 +157,8 @@ def _batch_norm() -> list[Case]:
         case("[N, C, L]", (4, 6, 33), "1-D", activation="relu"),
         case("[N, C, D, H, W]", (2, 4, 3, 4, 5), "3-D", activation="relu"),
         case("large mean", (4, 4, 8, 8), "cancellation in the variance", scale=0.1, shift=100.0),
-        case("momentum 1, eps 0.1", (4, 4, 6, 6), "", momentum=1.0, eps=0.1),
-        case("many rows", (64, 3, 8, 8), "split reduction"),
+        case("momentum 1, eps 0.1", (4, 24, 6, 6), "", momentum=1.0, eps=0.1),
+        case("many rows", (64, 20, 8, 8), "split reduction"),
         case("many channels", (2, 24, 2, 2), "channels beyond one block", activation="relu"),
         *(case(f"activation {name}", (2, 16, 6, 6), "recomputed pre-activation", activation=name)
           for name in ("leaky_relu", "elu", "sigmoid", "tanh", "softplus")),

@@ -120,9 +120,8 @@ def plan(
     The reference is torch itself: where it is not asked for by name, one dtype and layout show that its
     arguments arrive.
     """
-    missing = {
-        backend: backends.why_not(backend, torch.device(device)) for backend in names or backends.BACKENDS
-    }
+    everywhere = [b for b in backends.BACKENDS if b != "cpu" or torch.device(device).type == "cpu"]
+    missing = {backend: backends.why_not(backend, torch.device(device)) for backend in names or everywhere}
     return [
         Run(case.op, case.name, backend, dtype, layout, device, why)
         for case in CASES

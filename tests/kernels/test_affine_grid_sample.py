@@ -1,23 +1,76 @@
-"""kernels/affine_grid_sample.py fills what it is handed: affine_grid and grid_sample within the one rule."""
+"""affine_grid_sample's kernels fill what they are handed: affine_grid and grid_sample within the one rule.
+
+The Triton kernels (interpreted where there is no GPU) and, where they were built, those of csrc/cpu in each
+capability that this CPU has, and of csrc/cuda.
+"""
 
 import itertools
 import math
 import os
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from support import DEVICE, NATIVE_BACKENDS
 
-if not (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"):
-    pytest.skip("needs CUDA or TRITON_INTERPRET=1", allow_module_level=True)
-pytest.importorskip("triton")
-
-from fastdl.kernels import _runtime
-from fastdl.kernels import affine_grid_sample as op
-
+from fastdl import native
 from fastdl.parity.tolerance import judge
 
-DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+try:
+    import triton  # noqa: F401
+    from fastdl.kernels import _runtime
+    from fastdl.kernels import affine_grid_sample as triton_affine_grid_sample
+except ImportError:
+    triton_affine_grid_sample = None
+
+TORCHS_CAPABILITY = torch.backends.cpu.get_cpu_capability().lower()
+
+
+def _fills(library):
+    return SimpleNamespace(
+        forward=library.affine_grid_sample_forward, backward=library.affine_grid_sample_backward
+    )
+
+
+def _kernels():
+    """Every implementation that this machine can run, by name."""
+    found = {}
+    if triton_affine_grid_sample is not None and (
+        DEVICE == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    ):
+        found["triton"] = triton_affine_grid_sample
+    if "cpu" in NATIVE_BACKENDS:
+        for name in native.CAPABILITIES[: native.CAPABILITIES.index(TORCHS_CAPABILITY) + 1]:
+            path = native.HERE / f"libfastdl_cpu_{name}.so"
+            if path.exists():
+                found[f"cpu {name}"] = _fills(native._bindings()[0].Library(str(path)))
+    if "cuda" in NATIVE_BACKENDS:
+        found["cuda"] = native.kernel("cuda", "affine_grid_sample")
+    return found
+
+
+KERNELS = _kernels()
+CPU_KERNELS = [name for name in KERNELS if name.startswith("cpu")]
+NATIVE_KERNELS = [name for name in KERNELS if name != "triton"]
+op = None  # the implementation under test: see `kernels`
+
+if not KERNELS:
+    pytest.skip("no kernel of affine_grid_sample runs here", allow_module_level=True)
+
+
+@pytest.fixture(autouse=True, params=KERNELS)
+def kernels(request, monkeypatch):
+    """Each implementation in turn."""
+    monkeypatch.setattr(sys.modules[__name__], "op", KERNELS[request.param])
+    return request.param
+
+
+only_triton = pytest.mark.parametrize("kernels", [k for k in KERNELS if k == "triton"], indirect=True)
+only_native = pytest.mark.parametrize("kernels", NATIVE_KERNELS, indirect=True)
+only_cpu = pytest.mark.parametrize("kernels", CPU_KERNELS, indirect=True)
+
 NAN, INF = float("nan"), float("inf")
 MODES, PADDINGS = ("bilinear", "nearest"), ("zeros", "border", "reflection")
 RULES = list(itertools.product(MODES, PADDINGS, (False, True)))
@@ -42,8 +95,10 @@ THETAS = {
 }
 
 
-def unwritten(like, dtype=None):
-    return torch.empty_like(like, dtype=dtype).fill_(777.0)
+def unwritten(like):
+    """As fastdl/ops allocates it, contiguous; the Triton kernels take any strides."""
+    strides = torch.preserve_format if op is triton_affine_grid_sample else torch.contiguous_format
+    return torch.empty_like(like, memory_format=strides).fill_(777.0)
 
 
 def ours(x, theta, grad_out, mode, padding_mode, align_corners, wanted=(True, True)):
@@ -90,11 +145,28 @@ def test_every_rule_on_every_theta(rules):
     check(randn(len(theta), 2, 6, 9), theta, randn(len(theta), 2, 8, 7), *rules)
 
 
+@only_triton
 @pytest.mark.parametrize("rules", RULES, ids=str)
 def test_identity_copies_bit_for_bit(rules):
     x, grad_out = randn(1, 1, 7, 28), randn(1, 1, 7, 28)
     out, grad_x, _ = ours(x, torch.eye(2, 3, device=DEVICE)[None], grad_out, *rules)
     assert torch.equal(out, x) and torch.equal(grad_x, grad_out)
+
+
+@pytest.mark.parametrize("width", [2, 7, 28, 33, 60])
+@pytest.mark.parametrize("rules", RULES, ids=str)
+def test_identity_is_on_torchs_side_of_every_pixel(kernels, rules, width):
+    """Rounding decides on which side of a pixel a sample falls: as torch's fused additions do."""
+    if kernels == "triton":
+        pytest.skip("samples the pixels themselves")
+    x, grad_out, theta = randn(1, 2, 5, width), randn(1, 2, 5, width), torch.eye(2, 3, device=DEVICE)[None]
+    results, expected = (
+        ours(x, theta, grad_out, *rules),
+        torchs(x, theta, grad_out, *rules, dtype=torch.float32),
+    )
+    same = TORCHS_CAPABILITY in ("avx2", "avx512")
+    for got, want in list(zip(results, expected, strict=True))[: 3 if same else 2]:
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-5 * width)
 
 
 @pytest.mark.parametrize("padding", ["zeros", "border"])
@@ -164,11 +236,19 @@ def test_unwanted_gradients_are_skipped(wanted, mode):
     some = ours(x, theta, grad_out, mode, "zeros", False, wanted)
     for want, full, got in zip(wanted, everything[1:], some[1:], strict=True):
         assert torch.equal(full, got) if want else got is None
+
+
+@only_triton
+@pytest.mark.parametrize("wanted", [(True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("mode", MODES)
+def test_unwanted_gradients_launch_nothing(wanted, mode):
+    x, theta, grad_out = randn(1, 1, 5, 6), batch("rotation"), randn(1, 1, 6, 5)
     with _runtime.record() as launches:
         ours(x, theta, grad_out, mode, "zeros", False, wanted)
     assert len(launches) == 1 + wanted[0] + (wanted[1] and mode == "bilinear")
 
 
+@only_triton
 def test_gradient_of_theta_in_any_layout():
     x, theta, grad_out = randn(2, 1, 5, 6), batch("rotation", "flip"), randn(2, 1, 6, 5)
     _, _, expected = ours(x, theta, grad_out, "bilinear", "zeros", False)
@@ -177,6 +257,7 @@ def test_gradient_of_theta_in_any_layout():
     assert torch.equal(strided, expected)
 
 
+@only_triton
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_wide_offsets_and_repetition_change_nothing(channels_last):
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -247,3 +328,106 @@ def test_nothing_to_do(n, channels):
         randn(n, channels, 3, 4), theta, randn(n, channels, 4, 3), "bilinear", "zeros", False
     )
     assert torch.all(grad_theta == 0)
+
+
+# -------------------------------------------------------------------------- the paths of the native kernels
+
+
+@only_native
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 8, 9, 16, 17, 33])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_vectors_and_their_tails(channels, channels_last):
+    """Blocks of channels, full and not; rows and chunks of pixels that end anywhere in a vector."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    theta = batch("rotation", "flip")
+    for width in (15, 16, 17, 33):
+        x = randn(2, channels, 5, width).to(memory_format=layout)
+        grad_out = randn(2, channels, 6, 34 - width).to(memory_format=layout)
+        check(x, theta, grad_out, "bilinear", "zeros", False)
+        check(x, theta, grad_out, "nearest", "border", True)
+
+
+@only_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels", [1, 4, 8])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_misaligned_views(dtype, channels, channels_last):
+    def shifted(*shape):
+        values = torch.full((math.prod(shape) + 3,), 6e4, dtype=dtype, device=DEVICE)[1:-2]
+        values.copy_(torch.randn(values.shape))
+        if channels_last:
+            return values.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
+        return values.view(shape)
+
+    theta = torch.full((13,), 1e9, device=DEVICE)[1:].view(2, 2, 3).copy_(batch("rotation", "shear"))
+    check(shifted(2, channels, 6, 9), theta, shifted(2, channels, 7, 5), "bilinear", "zeros", False)
+
+
+@only_native
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize(
+    "channels, size, out",
+    [
+        (2, (270, 280), (140, 290)),  # several tiles
+        (17, (90, 130), (70, 100)),
+        (20, (100, 90), (5, 6)),  # a thumbnail: few pixels of the image are sampled
+        (1, (120, 120), (9, 10)),
+        (3, (9, 8), (150, 7)),  # many outputs to a pixel
+    ],
+    ids=str,
+)
+def test_sizes_that_change_the_path(kernels, channels, size, out, padding):
+    if kernels == "cuda" and DEVICE == "cpu" and channels * math.prod(size) > 40000:
+        pytest.skip("slow under emulation")
+    theta = batch("rotation", "zoom in")
+    for mode in MODES:
+        check(randn(2, channels, *size), theta, randn(2, channels, *out), mode, padding, False)
+
+
+@only_native
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("channels", [1, 5])
+def test_maps_that_many_outputs_share(channels, mode, padding):
+    """Singular maps, and edges on which coordinates are clamped: more rows than a thread visits alone."""
+    theta = batch("all zero", "singular", "zoom out", "shifted out")
+    check(randn(4, channels, 12, 10), theta, randn(4, channels, 40, 36), mode, padding, False)
+
+
+@only_native
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_more_reflections_than_are_told_apart(align_corners):
+    theta = torch.tensor([turn(31, 150.0, 0.3, 0.1), turn(3, 20.0, 0.3, 0.1)]).to(DEVICE)
+    check(randn(2, 1, 3, 4), theta, randn(2, 1, 9, 8), "bilinear", "reflection", align_corners)
+
+
+@only_native
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("batch_of_one", [False, True])
+def test_repetition_changes_no_bit(channels_last, batch_of_one):
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    theta = batch("rotation", "singular", "zoom in")
+    x = randn(1 if batch_of_one else 3, 4, 20, 17).to(memory_format=layout)
+    args = (x, theta, randn(3, 4, 33, 20), "bilinear", "border", True)
+    for first, again in zip(ours(*args), ours(*args), strict=True):
+        assert torch.equal(first, again)
+
+
+@only_cpu
+@pytest.mark.parametrize("x_batch, channels", [(3, 1), (1, 1), (1, 5), (3, 20)])
+def test_threads(x_batch, channels):
+    """Also more threads than images and blocks of channels: parts of an image's sums are then added up."""
+    theta = batch("rotation", "zoom in", "half turn")
+    x, grad_out = randn(x_batch, channels, 60, 50), randn(3, channels, 110, 100)
+    threads = torch.get_num_threads()
+    outs = []
+    try:
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            results = check(x, theta, grad_out, "bilinear", "zeros", False)
+            again = ours(x, theta, grad_out, "bilinear", "zeros", False)
+            assert all(torch.equal(a, b) for a, b in zip(results, again, strict=True))
+            outs.append(results[0])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(outs[0], out) for out in outs)

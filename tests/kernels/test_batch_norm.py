@@ -1,22 +1,98 @@
-"""kernels/batch_norm*.py as they fill their outputs, held against torch's own op and a float64 oracle."""
+"""batch_norm's kernels as they fill their outputs, held against torch's own op and a float64 oracle.
+
+The Triton kernels (interpreted where there is no GPU) and, where they were built, those of csrc/cpu in each
+capability that this CPU has, and of csrc/cuda.
+"""
 
 import math
+import os
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from support import DEVICE, NATIVE_BACKENDS
 
-pytest.importorskip("triton")
+from fastdl import native
 
-from fastdl.kernels import _runtime, batch_norm, batch_norm_activation, batch_norm_tiles
-
-if not (_runtime.INTERPRETED or torch.cuda.is_available()):
-    pytest.skip("needs TRITON_INTERPRET=1 or a CUDA device", allow_module_level=True)
+try:
+    import triton  # noqa: F401
+    from fastdl.kernels import _runtime, batch_norm_activation, batch_norm_tiles
+    from fastdl.kernels import batch_norm as triton_batch_norm
+except ImportError:
+    triton_batch_norm = None
 
 # NumPy, which interprets, tells of the NaN and infinities that some cases are about.
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
 
-DEVICE = "cpu" if _runtime.INTERPRETED else "cuda"
+
+def _fills(library):
+    return SimpleNamespace(forward=library.batch_norm_forward, backward=library.batch_norm_backward)
+
+
+def _kernels():
+    """Every implementation that this machine can run, by name."""
+    found = {}
+    if triton_batch_norm is not None and (DEVICE == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"):
+        found["triton"] = triton_batch_norm
+    if "cpu" in NATIVE_BACKENDS:
+        best = native.CAPABILITIES.index(torch.backends.cpu.get_cpu_capability().lower())
+        for name in native.CAPABILITIES[: best + 1]:
+            path = native.HERE / f"libfastdl_cpu_{name}.so"
+            if path.exists():
+                found[f"cpu {name}"] = _fills(native._bindings()[0].Library(str(path)))
+    if "cuda" in NATIVE_BACKENDS:
+        found["cuda"] = native.kernel("cuda", "batch_norm")
+    return found
+
+
+KERNELS = _kernels()
+CPU_KERNELS = [name for name in KERNELS if name.startswith("cpu")]
+batch_norm = None  # the implementation under test: see `kernels` and `path`
+
+if not KERNELS:
+    pytest.skip("no kernel of batch_norm runs here", allow_module_level=True)
+
+
+@pytest.fixture(params=KERNELS)
+def kernels(request, monkeypatch):
+    """Each implementation in turn."""
+    monkeypatch.setattr(sys.modules[__name__], "batch_norm", KERNELS[request.param])
+    return request.param
+
+
+PATHS = [
+    *((name, way) for name in KERNELS if name == "triton" for way in ("one launch", "three launches")),
+    *((name, "1 thread") for name in CPU_KERNELS),
+    *((name, "3 threads") for name in CPU_KERNELS[-1:]),
+    *((name, "") for name in KERNELS if name == "cuda"),
+]
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: " ".join(path).rstrip())
+def path(request, monkeypatch):
+    """Each implementation, by each way through it that small tensors can be led."""
+    name, way = request.param
+    monkeypatch.setattr(sys.modules[__name__], "batch_norm", KERNELS[name])
+    if way.endswith("launches") or way.endswith("launch"):
+        _tiny_tiles(monkeypatch, way == "one launch")
+    threads = torch.get_num_threads()
+    if "thread" in way:
+        torch.set_num_threads(int(way[0]))
+    yield name
+    torch.set_num_threads(threads)
+
+
+def _tiny_tiles(monkeypatch, one):
+    """Triton: one launch or three; tiny tiles, so that small tensors have many, and three splits of them."""
+    monkeypatch.setattr(batch_norm_tiles, "ONE_LAUNCH_TILES", 10**6 if one else 0)
+    if not one:
+        monkeypatch.setattr(batch_norm_tiles, "program_target", lambda x: 3 * x.shape[1])
+    monkeypatch.setattr(batch_norm_tiles, "TILE", 64)
+    monkeypatch.setattr(batch_norm_activation, "BLOCK", 64)
+
+
 MOMENTUM, EPS = 0.1, 1e-5
 ACTIVATIONS = {
     "": lambda x, param: x,
@@ -28,18 +104,6 @@ ACTIVATIONS = {
     "softplus": lambda x, param: F.softplus(x),
 }
 PARAMS = {"leaky_relu": 0.01, "elu": 1.0}
-
-
-@pytest.fixture(params=["one launch", "three launches"])
-def path(request, monkeypatch):
-    """Both ways through training; tiny tiles, so that small tensors have many, and three splits of them."""
-    one = request.param == "one launch"
-    monkeypatch.setattr(batch_norm_tiles, "ONE_LAUNCH_TILES", 10**6 if one else 0)
-    if not one:
-        monkeypatch.setattr(batch_norm_tiles, "program_target", lambda x: 3 * x.shape[1])
-    monkeypatch.setattr(batch_norm_tiles, "TILE", 64)
-    monkeypatch.setattr(batch_norm_activation, "BLOCK", 64)
-    return request.param
 
 
 def tensors(shape, dtype, channels_last=False, residual=False, affine=True, parameters=torch.float32):
@@ -211,7 +275,7 @@ def test_half_precision(dtype, parameters, channels_last, path):
 
 
 @pytest.mark.parametrize("activation", [a for a in ACTIVATIONS if a != "relu"])
-def test_activations(activation):
+def test_activations(activation, kernels):
     """Recomputed from x without a residual, read off the output with one."""
     for residual, saved in ((False, "recompute"), (True, "out")):
         case = tensors((4, 3, 5, 4), torch.float32, residual=residual)
@@ -277,7 +341,7 @@ def test_kinks_as_the_output_has_them(activation, path, monkeypatch):
 
 
 @pytest.mark.parametrize(("shape", "channels_last"), [((2, 3, 4, 4), False), ((2, 3, 3, 3), True)])
-def test_mask_bits(shape, channels_last):
+def test_mask_bits(shape, channels_last, kernels):
     """Bit i % 8 of byte i // 8 is element i in memory order; NaN passes, zero does not; spare bits are 0."""
     case = tensors(shape, torch.float32, channels_last, residual=True, affine=False)
     case["running_mean"].zero_()
@@ -362,7 +426,7 @@ def test_no_running_statistics(path):
     assert torch.equal(mean, full["mean"]) and torch.equal(invstd, full["invstd"])
 
 
-def test_empty_batch():
+def test_empty_batch(kernels):
     case = tensors((0, 3, 4, 4), torch.float32)
     result = fill(case, training=True)
     assert torch.equal(result["running_mean"], case["running_mean"])
@@ -373,8 +437,141 @@ def test_empty_batch():
     assert torch.equal(result["mean"], case["running_mean"])
 
 
+# ------------------------------------------------------------------------------------ the kernels of csrc/cpu
+
+
+@pytest.fixture(params=CPU_KERNELS)
+def cpu(request, monkeypatch):
+    """Each capability in turn."""
+    monkeypatch.setattr(sys.modules[__name__], "batch_norm", KERNELS[request.param])
+    return request.param
+
+
+CPU_WAYS = [*((name, 3) for name in CPU_KERNELS), *((name, n) for name in CPU_KERNELS[-1:] for n in (1, 2))]
+
+
+@pytest.fixture(params=CPU_WAYS, ids=lambda way: f"{way[0]} {way[1]} threads")
+def cpu_threads(request, monkeypatch):
+    """Each capability with three threads, the best also with one and two."""
+    name, threads = request.param
+    monkeypatch.setattr(sys.modules[__name__], "batch_norm", KERNELS[name])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+CPU_SHAPES = [  # large enough for threads; each leads to another part of csrc/cpu/batch_norm_layout.h
+    ((9, 16, 18, 21), False),  # groups of channels; the mask's bytes lie across rows of 378 values
+    ((40, 24, 7, 7), False),  # groups whose slab is a page
+    ((3, 7, 51, 51), False),  # no group has whole bytes of the mask: the second pass goes by ranges
+    ((3, 1, 130, 130), False),  # one channel, one run, cut in pieces
+    ((2, 2, 300, 64), False),  # two channels among three threads: pieces of runs
+    ((1, 5, 300, 41), False),  # pieces within a run
+    ((600, 40, 3), False),  # short planes: rows of 120 columns
+    ((4000, 3, 5), False),  # short planes, joined
+    ((2, 6000, 2, 2), False),  # few rows, long
+    ((5, 3, 71, 73), True),  # rows of 3, joined into whole vectors, the last one shorter
+    ((4, 20, 31, 31), True),
+    ((2, 64, 27, 27), True),
+    ((3, 100, 17, 19), True),  # rows that no number of whole vectors fills
+    ((67, 515), False),
+    ((20001, 1), False),
+    ((3, 4096), False),
+]
+
+
+@pytest.mark.parametrize(("shape", "channels_last"), CPU_SHAPES)
+def test_cpu_paths(shape, channels_last, cpu_threads):
+    """Training and evaluation, with and without the mask, whichever way the tensor is cut."""
+    for residual, saved in ((False, "recompute"), (True, "mask")):
+        case = tensors(shape, torch.float32, channels_last, residual=residual)
+        for training in (True, False):
+            options = {"training": training, "activation": "relu"}
+            hold(fill(case, saved=saved, **options), case, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("shape", "channels_last"), CPU_SHAPES[::3])
+def test_cpu_paths_half_precision(shape, channels_last, dtype, cpu):
+    case = tensors(shape, dtype, channels_last, residual=True)
+    hold(fill(case, training=True, activation="relu", saved="mask"), case, training=True, activation="relu")
+
+
+@pytest.mark.parametrize("activation", [a for a in ACTIVATIONS if a != "relu"])
+@pytest.mark.parametrize(("shape", "channels_last"), [((2, 3, 30, 31), False), ((3, 700, 3, 3), True)])
+def test_cpu_staged_activations(shape, channels_last, activation, cpu):
+    """Derivatives are staged 512 values at a time: runs and rows of more than a tile, and of part of one."""
+    for residual, saved in ((False, "recompute"), (True, "out")):
+        case = tensors(shape, torch.float32, channels_last, residual=residual)
+        for training in (True, False):
+            options = {"training": training, "activation": activation}
+            hold(fill(case, saved=saved, **options), case, **options)
+
+
+@pytest.mark.parametrize(("shape", "channels_last"), CPU_SHAPES)
+def test_cpu_mask_changes_nothing_else(shape, channels_last, cpu_threads):
+    """Asking for the mask may change the path, never a bit; and a second run gives the bits of the first."""
+    case = tensors(shape, torch.float32, channels_last)
+    options = {"training": True, "activation": "relu"}
+    ways = [fill(case, saved=saved, **options) for saved in ("mask", "recompute", "recompute")]
+    for name in set(ways[1]):
+        for way in ways[1:]:
+            assert torch.equal(way[name], ways[0][name]), name
+
+
+@pytest.mark.parametrize(
+    ("channels_last", "offset", "dtype"),
+    [(False, 0, torch.float32), (True, 1, torch.float32), (True, 0, torch.bfloat16)],
+)
+def test_cpu_large_outputs(channels_last, offset, dtype, cpu):
+    """Outputs that are stored past the caches, and those not aligned for it."""
+
+    def shifted(t):
+        flat = torch.empty(t.numel() + offset, dtype=t.dtype)[offset:]
+        return torch.as_strided(flat, t.shape, t.stride(), flat.storage_offset()).copy_(t)
+
+    shape = (5, 64, 117, 120) if dtype == torch.float32 else (9, 64, 123, 120)
+    case = tensors(shape, dtype, channels_last, residual=True)
+    like = torch.full_like
+    with pytest.MonkeyPatch.context() as patch:  # the outputs that `fill` makes lie like this too
+        patch.setattr(torch, "full_like", lambda t, v: shifted(like(t, v)) if t.dim() > 1 else like(t, v))
+        ours = fill(case, training=True, activation="relu", saved="mask")
+    assert ours["out"].storage_offset() == ours["grad_x"].storage_offset() == offset
+    hold(ours, case, training=True, activation="relu")
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels_last"), [((3, 5, 5, 7), False), ((3, 5, 4, 3), True), ((9, 33), False)]
+)
+def test_cpu_stays_within_its_tensors(shape, channels_last, cpu):
+    """Guard values around every tensor: none is written, and NaN there changes nothing (so none counts)."""
+    case = tensors(shape, torch.float32, channels_last, residual=True)
+    options = {"training": True, "activation": "relu", "saved": "mask"}
+    expected = fill(case, **options)
+
+    def guarded(t):
+        flat = torch.full((t.numel() + 64,), math.nan)
+        return torch.as_strided(flat, t.shape, t.stride(), 33).copy_(t)
+
+    like = torch.full_like
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "full_like", lambda t, value: guarded(like(t, value)))
+        result = fill({name: guarded(t) for name, t in case.items()}, **options)
+    for name, value in expected.items():
+        assert torch.equal(result[name], value), name
+        if name not in ("mean", "invstd", "mask", "running_mean", "running_var"):
+            whole = result[name].as_strided((value.numel() + 64,), (1,), 0)
+            assert whole[:33].isnan().all() and whole[33 + value.numel() :].isnan().all(), name
+
+
+# ------------------------------------------------------------------------------------ the kernels of Triton
+
+
 @pytest.mark.parametrize(("shape", "channels_last"), [((3, 2, 4, 8), False), ((3, 3, 3, 3), True)])
-def test_wide_offsets_change_nothing(shape, channels_last, path):
+@pytest.mark.skipif("triton" not in KERNELS, reason="needs Triton")
+def test_wide_offsets_change_nothing(shape, channels_last, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "batch_norm", triton_batch_norm)
     case = tensors(shape, torch.float32, channels_last, residual=True)
     narrow = fill(case, training=True, activation="relu", saved="mask")
     with _runtime.force_wide():
@@ -394,6 +591,7 @@ def test_wide_offsets_change_nothing(shape, channels_last, path):
         ((32, 64, 56, 56), True, False, 1),
     ],
 )
+@pytest.mark.skipif("triton" not in KERNELS, reason="needs Triton")
 def test_launches(shape, channels_last, training, launches):
     """How many launches a forward takes, and that planning one needs no data."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -401,7 +599,7 @@ def test_launches(shape, channels_last, training, launches):
     vector = torch.empty(shape[1], device="meta")
     statistics = (vector, vector) if training else (None, None)
     with _runtime.record() as recorded:
-        batch_norm.forward(
+        triton_batch_norm.forward(
             x, vector, vector, None, vector, vector, x, *statistics, None, training=training,
             momentum=0.1, eps=EPS, activation="relu", activation_param=0.0,
         )  # fmt: skip

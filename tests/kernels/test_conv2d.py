@@ -134,7 +134,7 @@ CASES = {
     "groups, stride 2": ((2, 9, 7, 6), (6, 3, 3, 3), conv(2, 1, groups=3)),
     "depthwise": ((2, 7, 9, 8), (7, 1, 3, 3), conv(padding=1, groups=7)),
     "depthwise 5x3, all else odd": ((2, 6, 11, 9), (6, 1, 5, 3), conv((2, 3), (1, 2), (1, 2), groups=6)),
-    "depthwise, two outputs each": ((2, 4, 6, 5), (8, 1, 3, 3), conv(padding=1, groups=4)),
+    "depthwise, two outputs each": ((2, 16, 6, 5), (32, 1, 3, 3), conv(padding=1, groups=16)),
 }
 
 

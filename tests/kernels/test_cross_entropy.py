@@ -1,21 +1,67 @@
-"""kernels/cross_entropy*.py fill what they are handed, within the rule against torch and a float64 oracle."""
+"""cross_entropy's kernels fill what they are handed, within the rule against torch and a float64 oracle.
+
+The Triton kernels (interpreted where there is no GPU) and, where they were built, those of csrc/cpu in each
+capability that this CPU has, and of csrc/cuda.
+"""
 
 import os
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from support import DEVICE, NATIVE_BACKENDS
 
-if not (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"):
-    pytest.skip("needs CUDA or TRITON_INTERPRET=1", allow_module_level=True)
-pytest.importorskip("triton")
-
-from fastdl.kernels import _runtime
-from fastdl.kernels import cross_entropy as op
-
+from fastdl import native
 from fastdl.parity.tolerance import judge
 
-DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+try:
+    import triton  # noqa: F401
+    from fastdl.kernels import _runtime
+    from fastdl.kernels import cross_entropy as triton_cross_entropy
+except ImportError:
+    triton_cross_entropy = None
+
+
+def _fills(library):
+    return SimpleNamespace(forward=library.cross_entropy_forward, backward=library.cross_entropy_backward)
+
+
+def _kernels():
+    """Every implementation that this machine can run, by name."""
+    found = {}
+    if triton_cross_entropy is not None and (DEVICE == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"):
+        found["triton"] = triton_cross_entropy
+    if "cpu" in NATIVE_BACKENDS:
+        best = native.CAPABILITIES.index(torch.backends.cpu.get_cpu_capability().lower())
+        for name in native.CAPABILITIES[: best + 1]:
+            path = native.HERE / f"libfastdl_cpu_{name}.so"
+            if path.exists():
+                found[f"cpu {name}"] = _fills(native._bindings()[0].Library(str(path)))
+    if "cuda" in NATIVE_BACKENDS:
+        found["cuda"] = native.kernel("cuda", "cross_entropy")
+    return found
+
+
+KERNELS = _kernels()
+NATIVE_KERNELS = [name for name in KERNELS if name != "triton"]
+op = None  # the implementation under test: see `kernels`
+
+if not KERNELS:
+    pytest.skip("no kernel of cross_entropy runs here", allow_module_level=True)
+
+
+@pytest.fixture(autouse=True, params=KERNELS)
+def kernels(request, monkeypatch):
+    """Each implementation in turn."""
+    monkeypatch.setattr(sys.modules[__name__], "op", KERNELS[request.param])
+    return request.param
+
+
+only_triton = pytest.mark.parametrize("kernels", [k for k in KERNELS if k == "triton"], indirect=True)
+only_native = pytest.mark.parametrize("kernels", NATIVE_KERNELS, indirect=True)
+
 NAN, INF = float("nan"), float("inf")
 
 
@@ -164,6 +210,7 @@ def test_expanded_tensors():
     check(x, torch.tensor(2, device=DEVICE).expand(4, 9), None, grad_loss, grad_x, reduction="none")
 
 
+@only_triton
 @pytest.mark.parametrize("shape", [(9, 33, 1), (2, 4100, 1), (2, 5, 20)])
 def test_wide_offsets_agree(shape):
     x = logits(*shape)
@@ -172,6 +219,7 @@ def test_wide_offsets_agree(shape):
         check(x, probabilities(x), reduction="none")
 
 
+@only_triton
 def test_mnist_is_one_launch():
     x = torch.empty(64, 10, 1, device="meta")
     scalar, lse, target = x.new_empty(()), x.new_empty(64, 1), x.new_empty(64, 1, dtype=torch.int64)
@@ -265,6 +313,7 @@ def test_weights_that_sum_to_zero():
     check(x, classes(x, 0), torch.zeros(4, device=DEVICE))
 
 
+@only_triton
 def test_empty_batch():
     x, target = torch.empty(0, 4, 1, device=DEVICE), torch.empty(0, 1, dtype=torch.int64, device=DEVICE)
     assert ours(x, target)[0].isnan() and ours(x, target, reduction="sum")[0] == 0
@@ -272,6 +321,7 @@ def test_empty_batch():
     assert ours(x, x, reduction="mean")[0].isnan()
 
 
+@only_triton
 def test_inference_needs_no_lse():
     x = logits(5, 6, 1)
     target, loss, total_weight = classes(x), torch.empty((), device=DEVICE), torch.empty((), device=DEVICE)
@@ -286,3 +336,128 @@ def test_repeats_bit_for_bit():
     first = ours(x, target)
     for _ in range(3):
         assert all(torch.equal(a, b) for a, b in zip(first, ours(x, target), strict=True))
+
+
+# ------------------------------------------------------------- the paths of the native kernels
+
+
+def shifted(t):
+    """The same values, contiguous, one element past an aligned address."""
+    return torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)
+
+
+@only_native
+@pytest.mark.parametrize(
+    "c",
+    [2, 3, 8, 9, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 255, 1023, 1024, 1025, 2047, 2048, 2049, 4101],
+)
+def test_every_end_of_a_row(c):
+    """Vectors and what is left of them, aligned rows and others, each side of what a path takes."""
+    x = logits(5, c, 1)
+    check(x, classes(x), grad_loss=torch.randn(5, 1).to(DEVICE), reduction="none")
+    grad_x = shifted(torch.full_like(x, NAN))
+    check(shifted(x), classes(x), torch.rand(c).to(DEVICE), grad_x=grad_x, label_smoothing=0.1)
+    check(shifted(x), shifted(probabilities(x)), grad_x=x.new_full(x.shape, NAN), label_smoothing=0.1)
+
+
+@only_native
+@pytest.mark.parametrize("d", [2, 7, 8, 15, 17, 31, 33, 64, 65, 129, 257, 511, 512, 513, 1030])
+@pytest.mark.parametrize("c", [3, 19, 70, 150])
+def test_every_end_of_a_plane(c, d):
+    x = logits(2, c, d)
+    check(x, classes(x), torch.rand(c).to(DEVICE))
+    x, grad_x = shifted(x), shifted(torch.full_like(x, NAN))
+    check(x, classes(x), grad_x=grad_x, label_smoothing=0.1, reduction="sum")
+    check(x, probabilities(x), reduction="sum")
+
+
+@only_native
+@pytest.mark.parametrize("n", [1, 15, 17, 31, 33, 63, 64, 65, 129, 513])
+@pytest.mark.parametrize("c", [10, 40])
+def test_rows_in_the_innermost_axis(n, c):
+    """[N, C] logits that lie as [C, N], forward and backward; then a gradient that does not."""
+    x = logits(c, n, 1).transpose(0, 1)
+    grad_x = torch.full((c, n, 1), NAN, device=x.device).transpose(0, 1)
+    check(x, classes(x), grad_x=grad_x, label_smoothing=0.1)
+    check(x, classes(x), grad_x=x.new_full((n, c, 1), NAN))
+
+
+@only_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("c", [8192, 8193, 9001, 40000, 70001])
+def test_large_vocabularies(c, dtype):
+    """Rows that registers do not hold; where there are clusters of blocks, several of them share one."""
+    x = logits(2, c, 1, dtype=dtype)
+    target = torch.tensor([[c - 1], [5]], device=DEVICE)
+    check(x, target, grad_loss=torch.randn(2, 1).to(DEVICE), reduction="none")
+    check(x, target, torch.rand(c).to(DEVICE, dtype), label_smoothing=0.1, reduction="sum")
+    check(x, probabilities(x), reduction="none")
+    x[0, : c - 3] = -INF  # all of a block but the last
+    check(x, target, reduction="none")
+
+
+@only_native
+def test_one_row_of_a_cluster_after_another():
+    x = logits(300, 32768, 1)[:, ::8].repeat(1, 8, 1)
+    target = classes(x)
+    loss, grad = ours(x, target, reduction="none")
+    for r in (0, 7, 299):
+        one, one_grad = ours(x[r : r + 1], target[r : r + 1], reduction="none")
+        torch.testing.assert_close(loss[r], one[0])
+        torch.testing.assert_close(grad[r], one_grad[0])
+
+
+@pytest.mark.parametrize("kernels", [k for k in KERNELS if k.startswith("cpu")], indirect=True)
+@pytest.mark.parametrize("shape", [(130, 32771, 1), (3, 22, 70001)])
+def test_outputs_larger_than_the_cache(shape):
+    """These are written past it, from the first aligned address on."""
+    x = logits(*shape)
+    check(x, classes(x), grad_x=shifted(torch.full_like(x, NAN)))
+
+
+@pytest.mark.parametrize("kernels", [k for k in KERNELS if k.startswith("cpu")], indirect=True)
+@pytest.mark.parametrize("shape", [(300, 1000, 1), (20000, 10, 1), (4, 7, 5003)])
+def test_any_number_of_threads_gives_the_same_bits(shape):
+    x = logits(*shape)
+    target, soft, before = classes(x), probabilities(x), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3, 1):
+            torch.set_num_threads(threads)
+            found.append([*ours(x, target, label_smoothing=0.1), *ours(x, soft)])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@only_native
+@pytest.mark.parametrize("shape", [(6, 10, 1), (4, 500, 1), (2, 20, 30)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast(shape, dtype):
+    """A float32 loss of half-precision logits, weights of either."""
+    x = logits(*shape, dtype=dtype)
+    target, weight = classes(x), torch.randint(1, 5, (shape[1],)).to(DEVICE)
+    lse, total_weight = torch.empty(shape[0], shape[2], device=DEVICE), torch.empty((), device=DEVICE)
+    opts = {"ignore_index": -100, "label_smoothing": 0.1, "reduction": "mean"}
+    losses, grads = [], []
+    for weights in (weight.to(dtype), weight.float()):
+        loss, grad_x = torch.empty((), device=DEVICE), torch.empty_like(x)
+        op.forward(x, target, weights, loss, lse, total_weight, **opts)
+        op.backward(torch.ones_like(loss), x, target, weights, lse, total_weight, grad_x, **opts)
+        losses.append(loss)
+        grads.append(grad_x)
+    assert torch.equal(losses[0], losses[1]) and torch.equal(grads[0], grads[1])
+    wide = F.cross_entropy(x.float(), target, weight.float(), label_smoothing=0.1)
+    torch.testing.assert_close(losses[0], wide)
+
+
+@only_native
+@pytest.mark.parametrize("c", [5, 300, 9000])
+def test_a_softmax_of_1_has_gradient_0(c):
+    """Exactly, as torch's: nothing is left over of what was rounded on the way."""
+    x = torch.full((2, c, 1), -INF, device=DEVICE)
+    x[:, 1] = 1000.3
+    target = torch.ones(2, 1, dtype=torch.int64, device=DEVICE)
+    loss, grad = ours(x, target)
+    assert loss == 0 and bool((grad == 0).all())

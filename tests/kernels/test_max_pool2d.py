@@ -1,23 +1,67 @@
-"""kernels/max_pool2d.py fills what it is handed: values, cells and gradients are torch's, bit for bit.
+"""max_pool2d's kernels fill what they are handed: values, cells and gradients are torch's, bit for bit.
 
-A maximum is one of the inputs and gradients here are sums of small integers, so nothing is rounded and
-every comparison is exact.
+The Triton kernels (interpreted where there is no GPU) and, where they were built, those of csrc/cpu in each
+capability that this CPU has, and of csrc/cuda. A maximum is one of the inputs and gradients here are sums of
+small integers, so nothing is rounded and every comparison is exact.
 """
 
 import os
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from support import DEVICE, NATIVE_BACKENDS
 
-if not (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"):
-    pytest.skip("needs CUDA or TRITON_INTERPRET=1", allow_module_level=True)
-pytest.importorskip("triton")
+from fastdl import native
 
-from fastdl.kernels import _runtime
-from fastdl.kernels import max_pool2d as op
+try:
+    import triton  # noqa: F401
+    from fastdl.kernels import _runtime
+    from fastdl.kernels import max_pool2d as triton_max_pool2d
+except ImportError:
+    triton_max_pool2d = None
 
-DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+
+def _fills(library):
+    return SimpleNamespace(forward=library.max_pool2d_forward, backward=library.max_pool2d_backward)
+
+
+def _kernels():
+    """Every implementation that this machine can run, by name."""
+    found = {}
+    if triton_max_pool2d is not None and (DEVICE == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"):
+        found["triton"] = triton_max_pool2d
+    if "cpu" in NATIVE_BACKENDS:
+        best = native.CAPABILITIES.index(torch.backends.cpu.get_cpu_capability().lower())
+        for name in native.CAPABILITIES[: best + 1]:
+            path = native.HERE / f"libfastdl_cpu_{name}.so"
+            if path.exists():
+                found[f"cpu {name}"] = _fills(native._bindings()[0].Library(str(path)))
+    if "cuda" in NATIVE_BACKENDS:
+        found["cuda"] = native.kernel("cuda", "max_pool2d")
+    return found
+
+
+KERNELS = _kernels()
+NATIVE_KERNELS = [name for name in KERNELS if name != "triton"]
+op = None  # the implementation under test: see `kernels`
+
+if not KERNELS:
+    pytest.skip("no kernel of max_pool2d runs here", allow_module_level=True)
+
+
+@pytest.fixture(autouse=True, params=KERNELS)
+def kernels(request, monkeypatch):
+    """Each implementation in turn."""
+    monkeypatch.setattr(sys.modules[__name__], "op", KERNELS[request.param])
+    return request.param
+
+
+only_triton = pytest.mark.parametrize("kernels", [k for k in KERNELS if k == "triton"], indirect=True)
+only_native = pytest.mark.parametrize("kernels", NATIVE_KERNELS, indirect=True)
+
 NAN, INF = float("nan"), float("inf")
 
 
@@ -166,6 +210,7 @@ def test_expanded_gradient():
     check(data(2, 3, 9, 8), grad_layout=lambda g: g[:1, :1, :1, :1].expand(g.shape), **options(3, 2, 1))
 
 
+@only_triton
 @pytest.mark.parametrize("name", ["3x3 s2 p1", "7x7 loops instead of unrolling", "global, lanes over cells"])
 def test_wide_offsets_agree(name):
     shape, opts = WINDOWS[name]
@@ -193,3 +238,138 @@ def test_neighbours_of_the_outputs_stay_untouched():
     torch.testing.assert_close(
         out.cpu(), F.max_pool2d(x.cpu(), **opts), rtol=0, atol=0, equal_nan=True, check_stride=False
     )
+
+
+# What follows is about the vectors of csrc: the interpreter would take minutes.
+
+FAST = {"2x2 s2": options(2), "3x3 s2 p1": options(3, 2, 1)}
+fast_windows = pytest.mark.parametrize("opts", FAST.values(), ids=FAST.keys())
+
+
+@only_native
+@fast_windows
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_every_width(opts, dtype):
+    for width in [3, 5, 8, 11, 12, 13, 14, 15, 16, 17, 18, 24, 31, 32, 33, 34, 35, 47, 48, 64, 65, 80]:
+        for height, ceil_mode in ((4, False), (5, True)):
+            check(data(2, 2, height, width, dtype=dtype), ceil_mode=ceil_mode, **opts)
+
+
+@only_native
+@pytest.mark.parametrize("opts", [*FAST.values(), options(3, 1, 1), options(6)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_number_of_channels(opts, dtype):
+    for channels in [2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 80, 129]:
+        check(data(1, channels, 7, 9, dtype=dtype, channels_last=True), **opts)
+
+
+LARGE = {
+    "points": ((3, 5, 1024, 1), options((1024, 1), 1)),
+    "points, in a row": ((3, 5, 1, 1024), options((1, 1024), 1)),
+    "points, many channels": ((2, 70, 300, 1), options((300, 1), 1)),
+    "global": ((3, 40, 7, 9), options((7, 9), 1)),
+    "global, padded": ((2, 3, 40, 40), options(40, 1, 20)),
+    "more cells than a table": ((1, 2, 70, 70), options(66, 1, 2)),
+    "wide rows": ((2, 3, 9, 200), options((3, 90), (2, 50))),
+    "tall": ((1, 2, 300, 40), options((150, 3), (10, 1))),
+    "stride 1": ((2, 3, 20, 35), options(4, 1, 1)),
+    "stride 3": ((2, 3, 20, 61), options(3, 3)),
+    "many rows kept": ((1, 1, 90, 500), options((80, 3), (1, 2))),
+}
+
+
+@only_native
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("shape, opts", LARGE.values(), ids=LARGE.keys())
+def test_large_windows(shape, opts, channels_last):
+    check(data(*shape, channels_last=channels_last), **opts)
+    check(data(*shape, dtype=torch.float16, channels_last=channels_last), **opts)
+    check(torch.full(shape, -INF, device=DEVICE), **opts)
+
+
+def rolled(t, by):
+    """The same tensor in memory of the same layout that begins ``by`` elements after an aligned address."""
+    memory = torch.zeros(t.numel() + 64, dtype=t.dtype, device=t.device)
+    moved = memory[by : by + t.numel()].as_strided(t.shape, t.stride(), by)
+    return moved.copy_(t)
+
+
+@only_native
+@fast_windows
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_addresses_of_any_alignment(opts, channels_last, dtype):
+    for by in (1, 2, 4, 8):
+        x = data(2, 16, 16, 32, dtype=dtype, channels_last=channels_last)
+        check(x, layout=lambda t, by=by: rolled(t, by), **opts)
+        check(x, grad_layout=lambda t, by=by: rolled(t, by), **opts)
+
+
+@only_native
+@pytest.mark.parametrize("opts", [*FAST.values(), options(3, 1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layouts_agree_to_the_last_bit(opts, dtype):
+    x = torch.randn(2, 40, 15, 22, dtype=dtype, device=DEVICE)
+    size = F.max_pool2d(x, **opts).shape
+    grad = torch.randn(size, dtype=dtype, device=DEVICE)
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        laid = x.contiguous(memory_format=layout)
+        out = torch.empty(size, dtype=dtype, device=DEVICE, memory_format=layout)
+        offsets, grad_x = torch.empty_like(out, dtype=torch.uint8), torch.empty_like(laid)
+        op.forward(laid, out, offsets, **opts)
+        op.backward(grad.contiguous(memory_format=layout), offsets, grad_x, **opts)
+        found.append((out, offsets, grad_x))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, check_stride=False)
+
+
+CUTS = {**{name: ((3, 5, 61, width), FAST[name]) for name in FAST for width in (20,)}, **{
+    "3x3 s2 p1, wide": ((1, 3, 120, 130), FAST["3x3 s2 p1"]),
+    "rows kept": ((1, 3, 80, 80), options(5, 1, 2)),
+    "wide windows": ((5, 60, 16, 16), options(16)),
+    "one plane": ((1, 1, 200, 200), options(3, 1, 1)),
+}}  # fmt: skip
+
+
+@pytest.mark.parametrize("kernels", [k for k in KERNELS if k.startswith("cpu")], indirect=True)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("shape, opts", CUTS.values(), ids=CUTS.keys())
+def test_any_number_of_threads(shape, opts, channels_last):
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            check(data(*shape, channels_last=channels_last), **opts)
+    finally:
+        torch.set_num_threads(before)
+
+
+@only_native
+@pytest.mark.parametrize("width", [6, 20, 33])
+@fast_windows
+def test_nothing_beyond_a_tensor_is_written(opts, width):
+    guards = []
+
+    def guarded(t):
+        memory = torch.full((t.numel() + 256,), 77, dtype=torch.float32, device=t.device).to(t.dtype)
+        guards.append((memory[:128], memory[-128:]))
+        return memory[128:-128].view(t.shape).copy_(t)
+
+    check(data(7, 9, 11, width), layout=guarded, **opts)
+    assert all(bool((guard == 77).all()) for pair in guards for guard in pair)
+
+
+@only_native
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("opts", [*FAST.values(), options(7, 3)])
+def test_images_beyond_2_to_the_31_elements_apart(opts, channels_last):
+    def far(t):
+        apart = 2**31 + 8  # untouched pages cost nothing
+        try:
+            memory = torch.empty(apart + t[0].numel(), dtype=t.dtype, device=t.device)
+        except RuntimeError:
+            pytest.skip("no room for 4 GiB of addresses")
+        return memory.as_strided(t.shape, (apart, *t.stride()[1:])).copy_(t)
+
+    check(data(2, 8, 12, 16, dtype=torch.float16, channels_last=channels_last), layout=far, **opts)

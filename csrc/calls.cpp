@@ -1,0 +1,506 @@
+// Whole calls in C++, autograd included: the short way of fastdl/ops for a plain call that a kernel library serves.
+// Small networks are bound by what a call costs before any kernel runs, and in C++ that is a tenth of Python's.
+//
+// A function here returns None for whatever is not plain (an argument to complain of, a layout to copy, autocast,
+// transforms, tracing, ...): fastdl/ops then goes its own way, which knows everything. What both allocate and save
+// is the same; tests/test_short_way.py holds the results equal bit for bit.
+#include <ATen/autocast_mode.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/forward_grad.h>
+#include <torch/csrc/jit/frontend/tracer.h>
+
+#include "bindings.h"
+
+namespace fastdl {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+// ------------------------------------------------------------------------------------------------ what is a plain call
+
+bool is_kernel_dtype(at::ScalarType t) { return t == at::kFloat || t == at::kHalf || t == at::kBFloat16; }
+
+// No transform, mode or tracer looks at the calls of this thread.
+bool undisturbed(const c10::Device& device) {
+  const auto tls = c10::impl::tls_local_dispatch_key_set();
+  return !tls.included_.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) &&
+         !c10::impl::TorchDispatchModeTLS::any_modes_set() && !at::autocast::is_autocast_enabled(device.type()) &&
+         !torch::autograd::ForwardADLevel::try_get_by_idx(0) && !torch::jit::tracer::isTracing();
+}
+
+// An ordinary tensor in memory, on `device`.
+bool is_plain(const Tensor& t, const c10::Device& device) {
+  return t.defined() && t.layout() == at::kStrided && t.device() == device && t.numel() > 0 &&
+         !t.key_set().has_any(c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Negative,
+                                                  c10::DispatchKey::Conjugate, c10::DispatchKey::ZeroTensor}));
+}
+
+bool is_plain_input(const Tensor& t) {
+  return is_kernel_dtype(t.scalar_type()) && is_plain(t, t.device()) && undisturbed(t.device());
+}
+
+bool needs_grad(std::initializer_list<Optional> tensors) {
+  return at::GradMode::is_enabled() &&
+         std::any_of(tensors.begin(), tensors.end(), [](const Optional& t) { return t && t->requires_grad(); });
+}
+
+// An int for both axes, or two of them; nothing for anything else.
+std::optional<Pair> pair(const py::handle& value) {
+  auto integer = [](PyObject* o) -> std::optional<int64_t> {
+    if (!PyLong_CheckExact(o)) return std::nullopt;
+    int overflow = 0;
+    int64_t n = PyLong_AsLongLongAndOverflow(o, &overflow);
+    return overflow ? std::nullopt : std::optional<int64_t>(n);
+  };
+  PyObject* o = value.ptr();
+  if (auto n = integer(o)) return Pair{*n, *n};
+  if (!PyTuple_CheckExact(o) || PyTuple_GET_SIZE(o) != 2) return std::nullopt;
+  auto first = integer(PyTuple_GET_ITEM(o, 0)), second = integer(PyTuple_GET_ITEM(o, 1));
+  return first && second ? std::optional<Pair>(Pair{*first, *second}) : std::nullopt;
+}
+
+// -------------------------------------------------------------------------------------------------- what nodes keep
+
+// A node's options: one typed value in autograd's context.
+template <class Options>
+struct KeptOptions : torch::CustomClassHolder {
+  explicit KeptOptions(Options o) : options(std::move(o)) {}
+  Options options;
+};
+
+template <class Options>
+void keep(AutogradContext* ctx, Options options) {
+  ctx->saved_data["options"] = c10::IValue::make_capsule(c10::make_intrusive<KeptOptions<Options>>(std::move(options)));
+}
+
+template <class Options>
+const Options& kept(AutogradContext* ctx) {
+  auto capsule = ctx->saved_data["options"].toCapsule();
+  return static_cast<KeptOptions<Options>*>(capsule.get())->options;  // the context keeps it alive
+}
+
+// The gradients with create_graph: fastdl.ops.<op>.differentiable_backward(...), in plain torch, which returns a list.
+template <class... Args>
+variable_list differentiable(const char* op, Args&&... args) {
+  py::gil_scoped_acquire gil;
+  auto module = py::module_::import((std::string("fastdl.ops.") + op).c_str());
+  variable_list grads;
+  for (auto grad : module.attr("differentiable_backward")(std::forward<Args>(args)...)) {
+    grads.push_back(grad.is_none() ? Tensor() : grad.template cast<Tensor>());
+  }
+  return grads;
+}
+
+py::object optional(const Tensor& t) { return t.defined() ? py::cast(t) : py::none(); }
+
+Tensor or_undefined(const Optional& t) { return t.has_value() ? *t : Tensor(); }
+
+fastdl::Tensor view_if(const Tensor& t) { return t.defined() ? view(t) : fastdl::Tensor{}; }
+
+// --------------------------------------------------------------------------------------------------------- max_pool2d
+
+struct PoolOptions {
+  const Library* library;
+  Window window;
+  std::vector<int64_t> size;
+  at::MemoryFormat format;
+};
+
+int64_t pool_output_size(int64_t size, const Window& w, int axis, bool ceil_mode) {
+  int64_t reach = size + 2 * w.padding[axis] - w.dilation[axis] * (w.kernel_size[axis] - 1) - 1;
+  if (reach < 0) return 0;
+  int64_t windows = (reach + (ceil_mode ? w.stride[axis] - 1 : 0)) / w.stride[axis] + 1;
+  if (ceil_mode && (windows - 1) * w.stride[axis] >= size + w.padding[axis]) --windows;
+  return windows;
+}
+
+std::pair<Tensor, Tensor> pool_forward(const PoolOptions& o, const Tensor& x, Pair output, bool save) {
+  const int64_t cells = o.window.kernel_size[0] * o.window.kernel_size[1];
+  const auto dtype = cells <= 256 ? at::kByte : cells <= (1 << 15) ? at::kShort : at::kInt;
+  Tensor out = at::empty({x.size(0), x.size(1), output[0], output[1]}, x.options(), o.format);
+  Tensor offsets = save ? at::empty(out.sizes(), x.options().dtype(dtype), o.format) : Tensor();
+  MaxPool2dForward p{view(x), view(out), view_if(offsets), o.window};
+  o.library->run("max_pool2d_forward", p, x);
+  return {out, offsets};
+}
+
+struct MaxPool2d : Function<MaxPool2d> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, PoolOptions o, Pair output) {
+    auto [out, offsets] = pool_forward(o, x, output, true);
+    ctx->save_for_backward({offsets});
+    keep(ctx, std::move(o));
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto& o = kept<PoolOptions>(ctx);
+    Tensor offsets = ctx->get_saved_variables()[0], grad_x;
+    if (at::GradMode::is_enabled()) {
+      const auto& w = o.window;
+      auto two = [](const int64_t* v) { return Pair{v[0], v[1]}; };
+      py::gil_scoped_acquire gil;
+      grad_x = differentiable("max_pool2d", grads[0], offsets, o.size, two(w.kernel_size), two(w.stride),
+                              two(w.padding), two(w.dilation))[0];
+    } else {
+      grad_x = at::empty(o.size, grads[0].options(), o.format);
+      MaxPool2dBackward p{view(grads[0]), view(offsets), view(grad_x), o.window};
+      o.library->run("max_pool2d_backward", p, grads[0]);
+    }
+    return {grad_x, Tensor(), Tensor()};
+  }
+};
+
+py::object max_pool2d(const Library& library, const Tensor& x, py::handle kernel_size, py::handle stride,
+                      py::handle padding, py::handle dilation, bool ceil_mode) {
+  auto k = pair(kernel_size), s = stride.is_none() ? k : pair(stride), p = pair(padding), d = pair(dilation);
+  if (!k || !s || !p || !d || x.dim() != 4 || !is_plain_input(x)) return py::none();
+  Window w = window(*k, *s, *p, *d);
+  Pair output;
+  for (int i = 0; i < 2; ++i) {
+    if (w.kernel_size[i] <= 0 || w.stride[i] <= 0 || w.dilation[i] <= 0 || w.padding[i] < 0) return py::none();
+    if (w.padding[i] > w.kernel_size[i] / 2 || w.kernel_size[i] > (1 << 24) || w.dilation[i] > (1 << 24))
+      return py::none();
+    output[i] = pool_output_size(x.size(2 + i), w, i, ceil_mode);
+    if (output[i] < 1) return py::none();
+  }
+  PoolOptions o{&library, w, x.sizes().vec(), x.suggest_memory_format()};
+  const bool save = needs_grad({x});
+  Tensor out;
+  {
+    py::gil_scoped_release release;
+    out = save ? MaxPool2d::apply(x, std::move(o), output) : pool_forward(o, x, output, false).first;
+  }
+  return py::cast(out);
+}
+
+// ------------------------------------------------------------------------------------------------------ cross_entropy
+
+struct LossOptions {
+  const Library* library;
+  int64_t ignore_index;
+  double label_smoothing;
+  Reduction reduction;
+  std::string reduction_name;
+};
+
+struct Loss {
+  Tensor loss, lse, total_weight;
+};
+
+Tensor rows_of(const Tensor& input) { return input.reshape({input.size(0), input.size(1), -1}); }
+
+Loss loss_forward(const LossOptions& o, const Tensor& input, const Tensor& target, const Optional& weight) {
+  Tensor logits = rows_of(input), flat = target.reshape({input.size(0), -1});
+  auto floats = input.options().dtype(at::kFloat);
+  Loss made{o.reduction == Reduction::kNone ? at::empty(flat.sizes(), input.options())
+                                            : at::empty({}, input.options()),
+            at::empty(flat.sizes(), floats),
+            o.reduction == Reduction::kMean ? at::empty({}, floats) : at::empty({0}, floats)};
+  CrossEntropyForward p{view(logits),   view(flat),         view(weight),   view(made.loss),
+                        view(made.lse), view(made.total_weight), o.ignore_index, o.label_smoothing,
+                        o.reduction};
+  o.library->run("cross_entropy_forward", p, input);
+  if (o.reduction == Reduction::kNone) made.loss = made.loss.view(target.sizes());
+  return made;
+}
+
+struct CrossEntropy : Function<CrossEntropy> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target, const Optional& weight,
+                        LossOptions o) {
+    Loss made = loss_forward(o, input, target, weight);
+    ctx->save_for_backward({input, target, or_undefined(weight), made.lse, made.total_weight});
+    keep(ctx, std::move(o));
+    return made.loss;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto& o = kept<LossOptions>(ctx);
+    auto saved = ctx->get_saved_variables();
+    const Tensor &input = saved[0], &target = saved[1], &weight = saved[2];
+    Tensor grad_input;
+    if (at::GradMode::is_enabled()) {
+      py::gil_scoped_acquire gil;
+      grad_input = differentiable("cross_entropy", grads[0], input, target, optional(weight), o.ignore_index,
+                                  o.reduction_name, o.label_smoothing)[0];
+    } else {
+      Tensor logits = rows_of(input), flat = target.reshape({input.size(0), -1});
+      Tensor grad_logits = at::empty_like(logits);
+      Tensor grad_loss = o.reduction == Reduction::kNone ? grads[0].reshape(flat.sizes()) : grads[0];
+      CrossEntropyBackward p{view(grad_loss), view(logits),   view(flat),        view_if(weight), view(saved[3]),
+                             view(saved[4]),  view(grad_logits), o.ignore_index, o.label_smoothing, o.reduction};
+      o.library->run("cross_entropy_backward", p, input);
+      grad_input = grad_logits.view_as(input);
+    }
+    return {grad_input, Tensor(), Tensor(), Tensor()};
+  }
+};
+
+// Whether all class indices are classes or ignored; CPU tensors.
+bool in_range(const Tensor& target, int64_t classes, int64_t ignore_index) {
+  auto all = [&](auto type) {
+    using T = decltype(type);
+    const T* t = static_cast<const T*>(target.const_data_ptr());
+    return std::all_of(t, t + target.numel(), [&](T value) {
+      auto index = static_cast<int64_t>(value);
+      return static_cast<uint64_t>(index) < static_cast<uint64_t>(classes) || index == ignore_index;
+    });
+  };
+  return target.scalar_type() == at::kLong ? all(int64_t{}) : all(uint8_t{});
+}
+
+py::object cross_entropy(const Library& library, const Tensor& input, const Tensor& target, const Optional& weight,
+                         int64_t ignore_index, const std::string& reduction, double label_smoothing) {
+  if (input.dim() < 2 || !is_plain_input(input) || !is_plain(target, input.device())) return py::none();
+  if (target.scalar_type() != at::kLong && target.scalar_type() != at::kByte) return py::none();
+  if (target.dim() != input.dim() - 1 || target.size(0) != input.size(0) || !target.is_contiguous()) return py::none();
+  if (target.sizes().slice(1) != input.sizes().slice(2)) return py::none();
+  if (!(label_smoothing >= 0.0 && label_smoothing <= 1.0)) return py::none();
+  if (reduction != "none" && reduction != "mean" && reduction != "sum") return py::none();
+  if (weight.has_value()) {
+    if (!is_plain(*weight, input.device()) || weight->scalar_type() != input.scalar_type() || weight->dim() != 1 ||
+        weight->size(0) != input.size(1) || !weight->is_contiguous() || weight->requires_grad())
+      return py::none();
+  }
+  // the complaint is Python's to word; a GPU is not waited for
+  if (input.is_cpu() && !in_range(target, input.size(1), ignore_index)) return py::none();
+  LossOptions o{&library, ignore_index, label_smoothing, reduction_of(reduction), reduction};
+  const bool save = needs_grad({input});
+  Tensor loss;
+  {
+    py::gil_scoped_release release;
+    loss = save ? CrossEntropy::apply(input, target, weight, std::move(o))
+                : loss_forward(o, input, target, weight).loss;
+  }
+  return py::cast(loss);
+}
+
+// --------------------------------------------------------------------------------------------------------- batch_norm
+
+struct NormOptions {
+  const Library* library;
+  bool training;
+  double momentum, eps;
+  Activation activation;
+  float activation_param;
+  std::string activation_name;
+  bool has_residual;
+  std::array<bool, 4> needs;  // gradients of x, weight, bias, residual
+};
+
+struct Norm {
+  Tensor out, mean, invstd, mask;
+};
+
+struct NormInputs {
+  Tensor x;
+  Optional weight, bias, residual, running_mean, running_var;
+};
+
+Norm norm_forward(const NormOptions& o, const NormInputs& t, bool save) {
+  Norm made;
+  made.out = at::empty_like(t.x);
+  if (o.training || save) {
+    made.mean = at::empty({t.x.size(1)}, t.x.options().dtype(at::kFloat));
+    made.invstd = at::empty_like(made.mean);
+  }
+  if (save && o.has_residual && o.activation == Activation::kReLU)
+    made.mask = at::empty({(t.x.numel() + 7) / 8}, t.x.options().dtype(at::kByte), at::MemoryFormat::Contiguous);
+  BatchNormForward p{view(t.x),
+                     view(t.weight),
+                     view(t.bias),
+                     view(t.residual),
+                     view(t.running_mean),
+                     view(t.running_var),
+                     view(made.out),
+                     view_if(made.mean),
+                     view_if(made.invstd),
+                     view_if(made.mask),
+                     o.training,
+                     o.momentum,
+                     o.eps,
+                     o.activation,
+                     o.activation_param};
+  o.library->run("batch_norm_forward", p, t.x);
+  if (o.training) {
+    for (const Optional& moved : {t.running_mean, t.running_var})
+      if (moved && !moved->is_inference()) moved->unsafeGetTensorImpl()->bump_version();
+  }
+  return made;
+}
+
+struct BatchNorm : Function<BatchNorm> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Optional& weight, const Optional& bias,
+                        const Optional& residual, const Optional& running_mean, const Optional& running_var,
+                        NormOptions o) {
+    Norm made = norm_forward(o, {x, weight, bias, residual, running_mean, running_var}, true);
+    const bool saves_out = o.has_residual && o.activation != Activation::kNone && o.activation != Activation::kReLU;
+    ctx->save_for_backward({x, or_undefined(weight), or_undefined(bias), saves_out ? made.out : Tensor(), made.mean,
+                            made.invstd, made.mask});
+    keep(ctx, std::move(o));
+    return made.out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto& o = kept<NormOptions>(ctx);
+    auto saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &weight = saved[1], &bias = saved[2];
+    variable_list found(4);
+    if (at::GradMode::is_enabled()) {
+      py::gil_scoped_acquire gil;
+      found = differentiable("batch_norm", grads[0], x, optional(weight), optional(bias), optional(saved[3]),
+                             saved[4], saved[5], optional(saved[6]), o.training, o.eps, o.activation_name,
+                             o.activation_param, o.has_residual);
+    } else {
+      Tensor grad_out = grads[0].contiguous(x.suggest_memory_format());
+      const bool passed_on = o.needs[3] && o.activation == Activation::kNone;  // no kernel copies it
+      if (o.needs[0]) found[0] = at::empty_like(x);
+      if (o.needs[1]) found[1] = at::empty_like(weight);
+      if (o.needs[2]) found[2] = at::empty_like(bias);
+      if (o.needs[3] && !passed_on) found[3] = at::empty_like(x);
+      BatchNormBackward p{view(grad_out),
+                          view(x),
+                          view_if(weight),
+                          view_if(bias),
+                          view_if(saved[3]),
+                          view(saved[4]),
+                          view(saved[5]),
+                          view_if(saved[6]),
+                          view_if(found[0]),
+                          view_if(found[1]),
+                          view_if(found[2]),
+                          view_if(found[3]),
+                          o.training,
+                          o.activation,
+                          o.activation_param};
+      if (found[0].defined() || found[1].defined() || found[2].defined() || found[3].defined())
+        o.library->run("batch_norm_backward", p, x);
+      if (passed_on) found[3] = grad_out;
+    }
+    return {found[0], found[1], found[2], found[3], Tensor(), Tensor(), Tensor()};
+  }
+};
+
+py::object batch_norm(const Library& library, const Tensor& x, const Optional& running_mean,
+                      const Optional& running_var, const Optional& weight, const Optional& bias, bool training,
+                      double momentum, double eps, const Optional& residual, const std::string& activation,
+                      double activation_param) {
+  if (x.dim() < 2 || x.dim() > 5 || !is_plain_input(x) || !(eps > 0.0)) return py::none();
+  const auto format = x.suggest_memory_format();
+  if (!x.is_contiguous(format)) return py::none();
+  if (training ? running_mean.has_value() != running_var.has_value() || x.numel() == x.size(1)
+               : !running_mean.has_value() || !running_var.has_value())
+    return py::none();
+  for (const Optional* t : {&running_mean, &running_var, &weight, &bias}) {
+    if (!t->has_value()) continue;
+    const Tensor& v = **t;
+    if (!is_plain(v, x.device()) || v.dim() != 1 || v.size(0) != x.size(1) || !v.is_contiguous() ||
+        (v.scalar_type() != at::kFloat && v.scalar_type() != x.scalar_type()))
+      return py::none();
+  }
+  if ((running_mean && running_mean->requires_grad()) || (running_var && running_var->requires_grad()))
+    return py::none();
+  if (residual.has_value() &&
+      (!is_plain(*residual, x.device()) || residual->scalar_type() != x.scalar_type() ||
+       residual->sizes() != x.sizes() || residual->strides() != x.strides()))
+    return py::none();
+  NormInputs t{x, weight, bias, residual, running_mean, running_var};
+  NormOptions o{&library, training, momentum, eps, activation_of(activation), static_cast<float>(activation_param),
+                activation, residual.has_value(),
+                {needs_grad({x}), needs_grad({weight}), needs_grad({bias}), needs_grad({residual})}};
+  const bool save = needs_grad({x, weight, bias, residual});
+  Tensor out;
+  {
+    py::gil_scoped_release release;
+    out = save ? BatchNorm::apply(t.x, t.weight, t.bias, t.residual, t.running_mean, t.running_var, std::move(o))
+               : norm_forward(o, t, false).out;
+  }
+  return py::cast(out);
+}
+
+// ------------------------------------------------------------------------------------------------- affine_grid_sample
+
+struct SampleOptions {
+  const Library* library;
+  Interpolation mode;
+  PaddingMode padding_mode;
+  bool align_corners;
+  std::string mode_name, padding_mode_name;
+  Pair size;
+};
+
+Tensor sample_forward(const SampleOptions& o, const Tensor& input, const Tensor& theta) {
+  Tensor out = at::empty({theta.size(0), input.size(1), o.size[0], o.size[1]}, input.options(),
+                         at::MemoryFormat::Contiguous);
+  AffineGridSampleForward p{view(input), view(theta), view(out), o.mode, o.padding_mode, o.align_corners};
+  o.library->run("affine_grid_sample_forward", p, input);
+  return out;
+}
+
+struct AffineGridSample : Function<AffineGridSample> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& theta, SampleOptions o) {
+    Tensor out = sample_forward(o, input, theta);
+    ctx->save_for_backward({input, theta});
+    keep(ctx, std::move(o));
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto& o = kept<SampleOptions>(ctx);
+    auto saved = ctx->get_saved_variables();
+    const Tensor &input = saved[0], &theta = saved[1];
+    variable_list found(2);
+    if (at::GradMode::is_enabled()) {
+      py::gil_scoped_acquire gil;
+      found = differentiable("affine_grid_sample", grads[0], input, theta, o.size, o.mode_name, o.padding_mode_name,
+                             o.align_corners);
+    } else {
+      auto contiguous = at::MemoryFormat::Contiguous;
+      if (ctx->needs_input_grad(0)) found[0] = at::empty(input.sizes(), input.options(), contiguous);
+      if (ctx->needs_input_grad(1)) found[1] = at::empty(theta.sizes(), theta.options(), contiguous);
+      AffineGridSampleBackward p{view(grads[0]),    view(input), view(theta),    view_if(found[0]),
+                                 view_if(found[1]), o.mode,      o.padding_mode, o.align_corners};
+      o.library->run("affine_grid_sample_backward", p, input);
+    }
+    return {found[0], found[1], Tensor()};
+  }
+};
+
+py::object affine_grid_sample(const Library& library, const Tensor& input, const Tensor& theta, int64_t n, int64_t c,
+                              int64_t height, int64_t width, const std::string& mode,
+                              const std::string& padding_mode, bool align_corners) {
+  if (mode == "bicubic" || input.dim() != 4 || !is_plain_input(input)) return py::none();
+  if (theta.dim() != 3 || theta.size(1) != 2 || theta.size(2) != 3 || theta.size(0) != n ||
+      !is_plain(theta, input.device()) || !is_kernel_dtype(theta.scalar_type()))
+    return py::none();
+  if (c < 1 || height < 1 || width < 1 || (input.size(0) != 1 && input.size(0) != n)) return py::none();
+  if ((mode != "bilinear" && mode != "nearest") ||
+      (padding_mode != "zeros" && padding_mode != "border" && padding_mode != "reflection"))
+    return py::none();
+  SampleOptions o{&library, mode_of(mode), padding_mode_of(padding_mode), align_corners, mode, padding_mode,
+                  {height, width}};
+  const bool save = needs_grad({input, theta});
+  Tensor out;
+  {
+    py::gil_scoped_release release;
+    out = save ? AffineGridSample::apply(input, theta, std::move(o)) : sample_forward(o, input, theta);
+  }
+  return py::cast(out);
+}
+
+}  // namespace
+
+void define_calls(py::module_& m) {
+  m.def("max_pool2d", &max_pool2d);
+  m.def("cross_entropy", &cross_entropy);
+  m.def("batch_norm", &batch_norm);
+  m.def("affine_grid_sample", &affine_grid_sample);
+}
+
+}  // namespace fastdl

@@ -1,0 +1,117 @@
+// The direct kernels' entry points: what they cover, and which kernel serves it.
+//
+// They cover what they are faster at than oneDNN's convolution with our bias and activation behind it. Times
+// of that over times of the direct kernel, float32, one thread of a server of 2022 (AMD Zen 4, AVX-512; AVX2
+// in brackets, where oneDNN was held to AVX2 too):
+//
+//     1 -> 6, 5x5, 28x28 of 256 (LeNet)     2.5          depthwise 3x3, 144 channels of 56x56    2.2
+//     3 -> 64, 3x3, 224x224 (VGG)           2.2          the same, stride 2                      1.5
+//     3 -> 64, 7x7, stride 2 (ResNet)       1.2 (1.0)    the same of 14x14                       1.4
+//     3 -> 64, 3x3, 32x32                   2.0          the same of 7x7                         0.4
+//     8 -> 64, 3x3, 56x56                   1.2          stride 2, 28x28 to 14x14                1.4 (0.7)
+//     8 -> 16, 5x5, 64x64                   1.2 (1.4)    5x5, 28x28                              2.0
+//     3 -> 64, 11x11, stride 4 (AlexNet)    0.9          9x9, 56x56                              0.7 (0.7)
+//     3 -> 64, 3x3, 22x22 to 20x20          1.0 (0.9)    64 -> 128, 3x3 (two outputs each)       4.6 (4.8)
+//
+// and in channels_last, depthwise only: 3x3 1.2 to 1.3, 5x5 0.7 and 7x7 1.0, so 3x3 alone was kept.
+//
+// Rows shorter than those vectors do not fill; many taps are what oneDNN is made for.
+#include "../conv2d.h"
+
+#include "conv2d_direct.h"
+#include "conv2d_pack.h"
+
+namespace fastdl::cpu {
+namespace {
+
+constexpr int64_t kMostChannels = 8, kMostTaps = 150;
+
+bool planar_covers(const Problem& p, bool out_is_planar, int64_t most_step) {
+  if (!out_is_planar || p.stride[0] > most_step || p.stride[1] > most_step) return false;
+  const int64_t width = p.out_size[1];
+  if (p.groups > 1 && p.channels == 1 && p.outputs == 1) {
+    return p.taps() <= 49 && width >= (p.stride[1] == 1 ? 14 : 28);
+  }
+  return p.channels <= kMostChannels && p.taps() <= kMostTaps && width >= 22;
+}
+
+// The gradient for the input of a depthwise convolution of stride 1 is one, too: of grad_out, with each
+// kernel turned by half a turn.
+Conv2dForward transposed(const Conv2dBackward& p) {
+  Conv2dForward f{p.grad_out, p.weight, Tensor{}, p.grad_x, p.convolution};
+  for (int i = 0; i < 2; ++i) {
+    const int64_t last = p.weight.size[2 + i] - 1;
+    f.weight.data = static_cast<float*>(f.weight.data) + last * p.weight.stride[2 + i];
+    f.weight.stride[2 + i] = -p.weight.stride[2 + i];
+    f.convolution.padding[i] = last * p.convolution.dilation[i] - p.convolution.padding[i];
+  }
+  return f;
+}
+
+bool input_gradient_covers(const Conv2dBackward& p) {
+  const Problem problem(p.x, p.weight, p.convolution);
+  if (problem.channels > 1 || problem.outputs > 1 || problem.stride[0] > 1 || problem.stride[1] > 1)
+    return false;
+  const Conv2dForward f = transposed(p);
+  return f.convolution.padding[0] >= 0 && f.convolution.padding[1] >= 0 && fastdl_conv2d_forward_covers(&f);
+}
+
+// By the same rule, the measurements being alike: LeNet 1.8, VGG 1.8, ResNet 1.0, depthwise 3x3 2.3 (stride
+// 2: 1.3), 5x5 10, 7x7 12, of 14x14 1.8, of 7x7 0.3; 20 wide 0.8. Stride 4: 0.96.
+bool weight_gradient_covers(const Conv2dBackward& p) {
+  const Problem problem(p.x, p.weight, p.convolution);
+  return planar_covers(problem, p.grad_out.stride[3] == 1, 2);
+}
+
+}  // namespace
+}  // namespace fastdl::cpu
+
+FASTDL_EXPORT bool fastdl_conv2d_forward_covers(const fastdl::Conv2dForward* params) {
+  using namespace fastdl::cpu;
+  if (params->x.dtype != fastdl::DType::kFloat32) return false;
+  const Problem problem(params->x, params->weight, params->convolution);
+  return depthwise_channels_fits(*params) || planar_covers(problem, is_planar(params->out), kMaxStep);
+}
+
+FASTDL_EXPORT const char* fastdl_conv2d_forward(const fastdl::Conv2dForward* params,
+                                                fastdl::Context* context) {
+  using namespace fastdl::cpu;
+  if (params->x.dtype != fastdl::DType::kFloat32) return "the direct kernels are for float32";
+  return depthwise_channels_fits(*params) ? depthwise_channels_forward(*params, context)
+                                          : planar_forward(*params, context);
+}
+
+FASTDL_EXPORT bool fastdl_conv2d_max_pool2d_covers(const fastdl::Conv2dMaxPool2d* params) {
+  using namespace fastdl::cpu;
+  const int64_t *size = params->pool_kernel_size, *stride = params->pool_stride;
+  const bool two = size[0] == 2 && size[1] == 2 && stride[0] == 2 && stride[1] == 2;
+  const Problem problem(params->x, params->weight, params->convolution);
+  return two && params->x.dtype == fastdl::DType::kFloat32 &&
+         planar_covers(problem, is_planar(params->out), kMaxStep / 2);
+}
+
+FASTDL_EXPORT const char* fastdl_conv2d_max_pool2d(const fastdl::Conv2dMaxPool2d* params,
+                                                   fastdl::Context* context) {
+  if (params->x.dtype != fastdl::DType::kFloat32) return "the direct kernels are for float32";
+  return fastdl::cpu::planar_max_pool2d(*params, context);
+}
+
+FASTDL_EXPORT bool fastdl_conv2d_backward_covers(const fastdl::Conv2dBackward* params) {
+  using namespace fastdl::cpu;
+  if (params->x.dtype != fastdl::DType::kFloat32) return false;
+  if (params->grad_x && !input_gradient_covers(*params)) return false;
+  return !params->grad_weight || weight_gradient_covers(*params);
+}
+
+FASTDL_EXPORT const char* fastdl_conv2d_backward(const fastdl::Conv2dBackward* params,
+                                                 fastdl::Context* context) {
+  using namespace fastdl::cpu;
+  if (params->x.dtype != fastdl::DType::kFloat32) return "the direct kernels are for float32";
+  const char* error = nullptr;
+  if (params->grad_x) {
+    const fastdl::Conv2dForward as_forward = transposed(*params);
+    error = fastdl_conv2d_forward(&as_forward, context);
+  }
+  if (params->grad_weight && error == nullptr) error = planar_wgrad(*params, context);
+  return error;
+}

@@ -1,0 +1,189 @@
+"""Plain calls served whole in C++ (csrc/calls.cpp) give what the long way in Python gives, bit for bit."""
+
+import pytest
+import torch
+from support import DEVICE, NATIVE_BACKENDS
+from torch.autograd.graph import saved_tensors_hooks
+
+import fastdl
+import fastdl.functional as F
+from fastdl import backends
+from fastdl.ops import _common
+
+pytestmark = pytest.mark.skipif(not NATIVE_BACKENDS, reason="no C++ kernels here")
+
+
+def normal(*shape, **options):
+    return torch.randn(*shape, device=DEVICE, **options)
+
+
+def pool(x):
+    return F.max_pool2d(x, 3, 2, 1, ceil_mode=True)
+
+
+def norm(x, weight, bias, residual=None, activation="relu"):
+    statistics = torch.zeros_like(weight.detach()), torch.ones_like(weight.detach())
+    out = F.batch_norm(x, *statistics, weight, bias, True, residual=residual, activation=activation)
+    return out, *statistics
+
+
+def norm_eval(x, weight, bias):
+    return F.batch_norm(x, torch.zeros_like(bias), torch.ones_like(bias), weight, bias, activation="elu")
+
+
+def loss(x, weight=None, **options):
+    shape = (x.shape[0], *x.shape[2:])
+    target = torch.arange(shape.numel() if isinstance(shape, torch.Size) else torch.Size(shape).numel())
+    target = (target % x.shape[1]).reshape(shape).to(x.device)
+    return F.cross_entropy(x, target, weight, label_smoothing=0.1, **options)
+
+
+def sample(x, theta, **options):
+    return F.affine_grid_sample(x, theta, (theta.shape[0], x.shape[1], 5, 7), align_corners=False, **options)
+
+
+def sized(*shapes):
+    return lambda: [normal(*shape) for shape in shapes]
+
+
+CASES = {
+    "max_pool2d": (pool, sized((2, 3, 9, 8))),
+    "max_pool2d, channels_last": (pool, lambda: [normal(2, 3, 9, 8).to(memory_format=torch.channels_last)]),
+    "batch_norm": (norm, sized((4, 3, 5, 5), (3,), (3,))),
+    "batch_norm, mask": (norm, sized((4, 3, 5, 5), (3,), (3,), (4, 3, 5, 5))),
+    "batch_norm, out": (
+        lambda x, w, b, r: norm(x, w, b, r, "tanh"),
+        sized((4, 3, 5, 5), (3,), (3,), (4, 3, 5, 5)),
+    ),
+    "batch_norm, passed on": (
+        lambda x, w, b, r: norm(x, w, b, r, None),
+        sized((4, 3, 5, 5), (3,), (3,), (4, 3, 5, 5)),
+    ),
+    "batch_norm, evaluation": (norm_eval, sized((4, 3, 5, 5), (3,), (3,))),
+    "cross_entropy": (loss, sized((6, 10))),
+    "cross_entropy, planes": (loss, sized((2, 5, 3, 4))),
+    "cross_entropy, weight": (
+        lambda x: loss(x, torch.linspace(0.5, 2, 10, device=x.device), reduction="sum"),
+        sized((6, 10)),
+    ),
+    "cross_entropy, rows": (lambda x: loss(x, reduction="none"), sized((2, 5, 3, 4))),
+    "affine_grid_sample": (sample, sized((2, 3, 6, 6), (2, 2, 3))),
+    "affine_grid_sample, broadcast": (
+        lambda x, theta: sample(x, theta, padding_mode="border"),
+        sized((1, 3, 6, 6), (2, 2, 3)),
+    ),
+}
+
+
+def values_and_gradients(function, make, only=None, create_graph=False):
+    torch.manual_seed(0)
+    inputs = [t.requires_grad_(only is None or i in only) for i, t in enumerate(make())]
+    outputs = function(*inputs)
+    out = outputs[0] if isinstance(outputs, tuple) else outputs
+    rest = outputs[1:] if isinstance(outputs, tuple) else ()
+    asked = [t for t in inputs if t.requires_grad]
+    weights = torch.linspace(-1, 1, out.numel(), device=out.device).reshape(out.shape)
+    grads = torch.autograd.grad((out * weights).sum(), asked, create_graph=create_graph)
+    if create_graph:
+        grads = torch.autograd.grad(sum(g.square().sum() for g in grads), asked, allow_unused=True)
+    return [out, *rest, *(g for g in grads if g is not None)]
+
+
+@pytest.fixture(params=NATIVE_BACKENDS)
+def native(request):
+    with fastdl.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def long_way(monkeypatch):
+    """A function that runs another without the short way."""
+
+    def run(function, *args, **options):
+        with monkeypatch.context() as patch:
+            patch.setattr(backends, "short_way", lambda *_: (None, None))
+            return function(*args, **options)
+
+    return run
+
+
+def taken(monkeypatch) -> list:
+    """What the short way answers from here on."""
+    answers = []
+    whole = _common.backends.short_way
+
+    def spy(op, device, dtype):
+        call, library = whole(op, device, dtype)
+        return (lambda *args: answers.append(call(*args)) or answers[-1]), library
+
+    monkeypatch.setattr(backends, "short_way", spy)
+    return answers
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_same_bits(name, native, long_way, monkeypatch):
+    function, make = CASES[name]
+    expected = long_way(values_and_gradients, function, make)
+    answers = taken(monkeypatch)
+    got = values_and_gradients(function, make)
+    assert answers and all(answer is not None for answer in answers), "the short way was not taken"
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b) and a.dtype == b.dtype and a.stride() == b.stride()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_gradient(name, native, long_way):
+    """Only the last input asks for one."""
+    function, make = CASES[name]
+    only = {len(make()) - 1}
+    for a, b in zip(
+        values_and_gradients(function, make, only),
+        long_way(values_and_gradients, function, make, only),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "max_pool2d" not in name])
+def test_second_derivatives(name, native, long_way):
+    """Plain torch computes them both ways, but on logits of another number of dimensions."""
+    function, make = CASES[name]
+    got = values_and_gradients(function, make, create_graph=True)
+    expected = long_way(values_and_gradients, function, make, create_graph=True)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_no_gradient_saves_nothing(native):
+    packed = []
+    with saved_tensors_hooks(lambda t: packed.append(t) or t, lambda t: t), torch.no_grad():
+        for function, make in CASES.values():
+            result = function(*(t.requires_grad_() for t in make()))
+            out = result[0] if isinstance(result, tuple) else result
+            assert out.grad_fn is None
+    assert not packed
+
+
+def test_changed_in_place_is_noticed(native):
+    x, theta = normal(2, 3, 6, 6), normal(2, 2, 3).requires_grad_()
+    out = sample(x, theta)
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_running_statistics_are_marked_as_changed(native):
+    x, mean, var = normal(4, 3, 5), torch.zeros(3, device=DEVICE), torch.ones(3, device=DEVICE)
+    before = mean._version, var._version
+    F.batch_norm(x, mean, var, training=True)
+    assert (mean._version, var._version) > before and not torch.equal(mean, torch.zeros_like(mean))
+
+
+def test_a_huge_window_is_not_for_it(native):
+    """What it does not take, the long way serves or words a complaint for."""
+    with pytest.raises(RuntimeError, match="expected padding between 0 and half"):
+        F.max_pool2d(normal(1, 1, 4, 4), 2, padding=2)
+    with pytest.raises(TypeError, match="to be an int or a tuple of two ints"):
+        F.max_pool2d(normal(1, 1, 4, 4), 2.5)
+    with pytest.raises(TypeError, match="target to be a Tensor"):
+        F.cross_entropy(normal(2, 3), [0, 1])
