@@ -10,8 +10,6 @@ from fastdl import backends
 OPEN = {
     "test_incoming_gradient_of_any_layout[sum-cuda-batch_norm elu]": "grad_weight: 2 ulp over",
     "test_surroundings_of_views_are_untouched[cuda-batch_norm": "rounds otherwise if misaligned",
-    "stay_in_their_windows[default-depthwise, two": "CPU without AVX2: two outputs each",
-    "test_weight_gradient[default-depthwise, two": "CPU without AVX2: two outputs each, a few ulp",
 }
 
 
