@@ -44,7 +44,7 @@ lint: $(READY) ## ruff, both ways
 	$(PY) -m ruff format --check
 
 bench: $(READY) ## the benchmarks
-	$(PYTEST) bench
+	$(PY) -m fastdl bench --models --json $(OUT)/bench.json
 
 # A part that fails leaves the others their turn; the limits add up to nine minutes.
 gpu: $(READY) ## parity, GPU tests and benchmarks on this machine's GPU, results in OUT

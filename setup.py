@@ -129,8 +129,8 @@ def put(source: Path, target: Path) -> None:
 setup(
     version=version,
     license="MIT",  # here, since setuptools before 77 does not take the expression from pyproject.toml
-    packages=[*find_packages(include=["fastdl", "fastdl.*"]), "fastdl.kernels"],
-    package_dir={"fastdl.kernels": "kernels"},
+    packages=[*find_packages(include=["fastdl", "fastdl.*"]), "fastdl.kernels", "fastdl.bench"],
+    package_dir={"fastdl.kernels": "kernels", "fastdl.bench": "bench"},
     package_data={"fastdl": ["py.typed"], "fastdl.native": ["*.so", "build.json"]},
     **native(),
 )

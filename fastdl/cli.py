@@ -1,4 +1,4 @@
-"""The command line: ``fastdl info``, ``fastdl parity``, ``fastdl demo``."""
+"""The command line: ``fastdl info``, ``fastdl parity``, ``fastdl bench``, ``fastdl demo``."""
 
 from __future__ import annotations
 
@@ -157,6 +157,86 @@ def _check_choice(option: str, given: list[str] | None, known: Iterable[str]) ->
     for name in given or ():
         if name not in known:
             raise typer.BadParameter(f"expected one of {', '.join(known)}, got {name!r}", param_hint=option)
+
+
+@app.command()
+def bench(
+    ops: Annotated[
+        list[str] | None, typer.Argument(help=f"Of {', '.join(backends.OPS)}; all without one.")
+    ] = None,
+    case: Annotated[
+        list[str] | None, typer.Option(help="Only cases whose name contains this; repeatable.")
+    ] = None,
+    direction: Annotated[
+        list[str] | None, typer.Option(help="forward, backward or both; repeatable.")
+    ] = None,
+    layout: Annotated[list[str] | None, typer.Option(help="contiguous or channels_last; repeatable.")] = None,
+    models: Annotated[bool, typer.Option("--models", help="Training steps of networks as well.")] = False,
+    peers: Annotated[
+        str | None, typer.Option(help="Who is measured, comma-separated (`--list` names them), or all.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto: cuda where there is one.")] = "auto",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 (default on a CPU), float16 or bfloat16.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Per case and direction, on a CPU.", min=0.0)] = 1.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every result there.")] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(help="Measure nothing: what got slower from one file to the other?"),
+    ] = None,
+    listing: Annotated[
+        bool, typer.Option("--list", help="Measure nothing: name the cases and the peers.")
+    ] = False,
+) -> None:
+    """Time every op against PyTorch and others on this machine; each result is checked before it is timed.
+
+    Exit status 1 if a result of ours is wrong, or with --compare if one of ours got slower beyond noise.
+    """
+    device = _device(device)
+    from . import bench as b
+    from .bench import command
+
+    if compare is not None:
+        try:
+            raise typer.Exit(0 if command.compare(*compare, console) else 1)
+        except (OSError, b.SchemaError) as error:
+            raise typer.BadParameter(str(error), param_hint="--compare") from None
+    if listing:
+        for table in command.listing(torch.device(device)):
+            console.print(table)
+        return
+    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+    named = (
+        list(b.PEERS)
+        if peers == "all"
+        else peers.split(",")
+        if peers
+        else b.DEFAULT[torch.device(device).type]
+    )
+    _check_choice("OPS", ops, backends.OPS)
+    _check_choice("--direction", direction, b.DIRECTIONS)
+    _check_choice("--layout", layout, b.LAYOUTS)
+    _check_choice("--peers", named, b.PEERS)
+    dtypes = {str(d).removeprefix("torch."): d for d in backends.KERNEL_DTYPES}
+    _check_choice("--dtype", [dtype], dtypes)
+    plan = command.Plan(
+        torch.device(device),
+        ops or (() if models else backends.OPS),
+        case or (),
+        direction or b.DIRECTIONS,
+        layout or tuple(b.LAYOUTS),
+        dtypes[dtype],
+        named,
+        models,
+        seconds,
+    )
+    if not list(plan.jobs()):
+        raise typer.BadParameter(f"no case contains {' or '.join(case or [])!r}", param_hint="--case")
+    results = command.run(plan, console, json_file)
+    console.print(b.summary(results))
+    wrong = any(r["implementation"] == b.OURS and r["status"] != "measured" for r in results)
+    raise typer.Exit(1 if wrong else 0)
 
 
 @app.command()

@@ -1,0 +1,102 @@
+"""``fastdl bench``: what the options ask for, measured and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fastdl.info import environment
+
+from . import PEERS, cases, keep_heap, measure, measure_step, read, report, steps
+from .case import Case
+from .models import IMPLEMENTATIONS, Step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure."""
+
+    device: torch.device
+    ops: Sequence[str]
+    names: Sequence[str]
+    directions: Sequence[str]
+    layouts: Sequence[str]
+    dtype: torch.dtype
+    peers: Sequence[str]
+    models: bool
+    seconds: float
+
+    def jobs(self) -> Iterator[tuple[Case, str] | Step]:
+        """Every case with each of its directions, then the training steps."""
+        for case in cases(self.device, self.ops, self.names):
+            for direction in case.directions:
+                if direction in self.directions and case.layout in self.layouts:
+                    yield case, direction
+        if self.models:
+            yield from steps(self.device, self.names)
+
+
+def run(plan: Plan, console: Console, json_file: Path | None) -> list[report.Result]:
+    """Measure, print each case as it is done, and keep the file up to date."""
+    keep_heap()
+    jobs = list(plan.jobs())
+    results: list[report.Result] = []
+    facts = environment()
+    for number, job in enumerate(jobs, 1):
+        if isinstance(job, Step):
+            wanted = [name for name in plan.peers if name in IMPLEMENTATIONS]
+            rows = measure_step(job, plan.device, wanted, plan.seconds)
+        else:
+            if any(name.startswith("compile") for name in plan.peers):
+                torch._dynamo.reset()  # its limit of recompilations is per function
+            rows = measure(*job, plan.device, plan.dtype, plan.peers, plan.seconds)
+        some = [row.plain() for row in rows]
+        results += some
+        if json_file is not None:
+            report.write(json_file, facts, results)
+        for shown in report.tables(some):
+            console.print(shown)
+        console.print(f"[dim]{number} of {len(jobs)}[/]")
+    console.print(report.overview(results))
+    skipped = {(r["implementation"], r["note"]) for r in results if r["status"] == "skipped"}
+    for name, reason in sorted(skipped):
+        console.print(f"[dim]{name} was skipped: {reason}[/]")
+    return results
+
+
+def listing(device: torch.device) -> Iterator[Table]:
+    """What there is to name: cases with their goals, and peers."""
+    table = Table(
+        "op", "case", "layout", "direction", "goal vs eager", "vs compile", title=f"cases ({device.type})"
+    )
+    for case in cases(device):
+        for direction, goal in case.directions.items():
+            goals = ("", "") if goal is None else (str(goal.eager), str(goal.compile or ""))
+            table.add_row(case.op, case.name, case.layout, direction, *goals)
+    yield table
+    table = Table("peer", "what", "", title="peers")
+    probe = next(cases(device))
+    for peer in PEERS.values():
+        table.add_row(peer.name, peer.about, peer.why_not(probe, "forward", device) or "")
+    yield table
+
+
+def compare(before: Path, after: Path, console: Console) -> bool:
+    """Print what got slower from ``before`` to ``after``; whether nothing did.
+
+    Raises:
+        SchemaError: if one of them is another kind of file.
+        OSError: if one cannot be read.
+    """
+    old, new = (read(path)["results"] for path in (before, after))
+    found = report.slower(old, new)
+    if found:
+        console.print(report.slower_table(found))
+    else:
+        console.print(f"nothing of {len(new)} results is slower beyond noise")
+    return not found

@@ -1,0 +1,60 @@
+"""What the machine can do at best, measured in the same process: bytes copied and numbers multiplied."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+
+import torch
+
+
+def copy_rate(device: torch.device, footprint: int) -> float:
+    """Bytes per second, read and written, of ``copy_`` between two buffers of ``footprint`` bytes in all."""
+    return _copy_rate(device, 1 << max(footprint - 1, 4096).bit_length())
+
+
+@functools.cache
+def _copy_rate(device: torch.device, footprint: int) -> float:
+    pairs = max(1, -(-rotation(device) // footprint))
+    buffers = [
+        [torch.ones(footprint // 8, device=device) for _ in range(2)] for _ in range(pairs)
+    ]  # float32: half each
+
+    def once() -> None:
+        for source, to in buffers:
+            to.copy_(source)
+
+    return pairs * footprint / _best(once, device)
+
+
+@functools.cache
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a large square matrix product."""
+    n = 8192 if device.type == "cuda" else 1536
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    return 2 * n**3 / _best(lambda: torch.mm(a, b), device)
+
+
+def rotation(device: torch.device) -> int:
+    """Bytes that inputs must cover together to be read from memory: four times the GPU's L2 cache."""
+    if device.type != "cuda":
+        return 0
+    return 4 * torch.cuda.get_device_properties(device).L2_cache_size
+
+
+def _best(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds, the best of several: what the machine can do, not what it usually does."""
+    found = []
+    for _ in range(7):
+        _wait(device)
+        start = time.perf_counter()
+        call()
+        _wait(device)
+        found.append(time.perf_counter() - start)
+    return min(found[2:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

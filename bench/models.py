@@ -1,0 +1,146 @@
+"""Whole training steps (forward, loss, backward, SGD) by PyTorch and by the converted twin of the network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as T
+from torch import Tensor, nn
+
+import fastdl
+import fastdl.functional
+from fastdl import models
+
+from . import timers
+from .case import Goal
+from .peers import EAGER, OURS
+from .row import Row, compare
+
+#: What can be asked for by ``--peers``; those with a graph replay a whole step from a CUDA graph.
+IMPLEMENTATIONS = (EAGER, "compile", OURS, "eager_graph", "fastdl_graph")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One network in training.
+
+    Attributes:
+        name: in results.
+        make: builds it.
+        shape: of the input.
+        classes: of the target.
+        goal: ours against eager and torch.compile.
+        amp: channels_last and under autocast to bfloat16.
+        goal_for: the implementation that the goal is of.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    classes: int = 10
+    goal: Goal | None = None
+    amp: bool = False
+    goal_for: str = OURS
+
+
+def vgg11_bn(classes: int = 10) -> nn.Module:
+    """VGG-11 with batch norm (Simonyan & Zisserman, 2014, arXiv:1409.1556) for 32x32 images."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for width in (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"):
+        if width == "M":
+            layers.append(nn.MaxPool2d(2))
+        else:
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            channels = width
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, classes))
+
+
+def cpu() -> Iterator[Step]:
+    yield Step("STN, MNIST, batch 64", models.STN, (64, 1, 42, 42), goal=Goal(1.5, 1.0))
+    yield Step("Net, MNIST, batch 64", models.Net, (64, 1, 28, 28), goal=Goal(1.0, 1.0))
+    yield Step(
+        "ResNet-18, 32x32, batch 64",
+        lambda: models.resnet18(classes=10),
+        (64, 3, 32, 32),
+        goal=Goal(1.3, 1.0),
+    )
+    yield Step("VGG-11-BN, 32x32, batch 64", vgg11_bn, (64, 3, 32, 32), goal=Goal(1.3, 1.0))
+
+
+def cuda() -> Iterator[Step]:
+    yield Step("STN, MNIST, batch 64", models.STN, (64, 1, 42, 42), goal=Goal(5.0), goal_for="fastdl_graph")
+    yield Step("Net, MNIST, batch 64", models.Net, (64, 1, 28, 28), goal=Goal(5.0), goal_for="fastdl_graph")
+    name, x = "ResNet-50, 224x224, batch 64, bfloat16 channels_last", (64, 3, 224, 224)
+    yield Step(name, models.resnet50, x, 1000, Goal(1.3, 1.1), amp=True)
+    yield Step("VGG-11-BN, 32x32, batch 256, bfloat16 channels_last", vgg11_bn, (256, 3, 32, 32), amp=True)
+
+
+def measure(step: Step, device: torch.device, wanted: Sequence[str], seconds: float = 2.0) -> Iterator[Row]:
+    """Rows of ``wanted`` implementations, eager always among them."""
+    torch.manual_seed(0)
+    stock = step.make().to(device).train()
+    x, target = (
+        torch.randn(step.shape, device=device),
+        torch.randint(step.classes, step.shape[:1], device=device),
+    )
+    if step.amp:
+        stock, x = (t.to(memory_format=torch.channels_last) for t in (stock, x))
+    calls, rows = {}, {}
+    for name in dict.fromkeys((EAGER, *wanted)):
+        dtype = "bfloat16" if step.amp else "float32"
+        layout = "channels_last" if step.amp else "contiguous"
+        row = rows[name] = Row("step", step.name, dtype, layout, "step", "wall", name)
+        if device.type != "cuda" and name.endswith("_graph"):
+            row.status, row.note = "skipped", "for GPUs"
+            continue
+        try:
+            calls[name] = _training(step, name, stock, x, target)
+            calls[name]()
+        except Exception as error:
+            row.status, row.note = "failed", f"{type(error).__name__}: {error}".split("\n")[0][:200]
+            calls.pop(name, None)
+    samples = timers.host(calls, repeats=10) if device.type == "cuda" else timers.interleaved(calls, seconds)
+    for name, times in samples.items():
+        rows[name].fill(times, None, device, torch.float32)
+        if device.type == "cuda":
+            rows[name].peak_mb = _peak(calls[name])
+    compare(rows.values(), None)
+    if step.goal is not None and step.goal_for in rows:
+        row = rows[step.goal_for]
+        row.goal_vs_eager, row.goal_vs_compile = step.goal
+    yield from rows.values()
+
+
+def _training(step: Step, name: str, stock: nn.Module, x: Tensor, target: Tensor) -> Callable[[], object]:
+    """One training step of a copy of ``stock``."""
+    model = copy.deepcopy(stock)
+    loss = T.cross_entropy
+    if name.startswith(OURS):
+        model, loss = fastdl.convert(model), fastdl.functional.cross_entropy
+    if name == "compile":
+        model = torch.compile(model, dynamic=False)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, foreach=True)
+
+    def once() -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=step.amp):
+            value = loss(model(x), target)
+        value.backward()
+        optimizer.step()
+        return value
+
+    if not name.endswith("_graph"):
+        return once
+    return timers.Graph(lambda: [once], at_least=1).graph.replay
+
+
+def _peak(call: Callable[[], object]) -> float:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() / 1e6

@@ -1,0 +1,219 @@
+"""``fastdl bench``: nothing wrong is timed, a peer that crashes is a line, an interruption loses nothing."""
+
+import json
+import re
+
+import pytest
+import torch
+import torch.nn.functional as T
+from fastdl.bench import command, peers, report, runner, timers
+from fastdl.bench.case import Case, Goal, Work
+from typer.testing import CliRunner
+
+from fastdl import bench, cli
+from fastdl.parity.cases import randn
+
+CPU = torch.device("cpu")
+CASE = Case(
+    "max_pool2d",
+    "small",
+    {"input": randn(1, 2, 8, 8)},
+    T.max_pool2d,
+    lambda tensors, options, direction: Work(1000, 2000),
+    {"kernel_size": 2},
+    directions={"forward": Goal(0.001, 0.001), "both": None},
+)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The tables of a CPU are one small case."""
+    monkeypatch.setattr(bench, "cases", lambda device, ops=(), names=(): iter([CASE]))
+    monkeypatch.setattr(command, "cases", bench.cases)
+
+
+def peer(monkeypatch, function, name="odd"):
+    monkeypatch.setitem(peers.PEERS, name, peers.Peer(name, "", lambda *_: None, lambda case: function))
+    return name
+
+
+def rows(direction, *names, case=CASE):
+    found = runner.measure(case, direction, CPU, torch.float32, names, seconds=0.0)
+    return {row.implementation: row for row in found}
+
+
+@pytest.mark.parametrize("device", [CPU, torch.device("cuda")], ids=str)
+def test_the_tables_are_sound(device):
+    found = list(bench.cases(device))
+    assert {case.op for case in found} == set(bench.OPS)
+    keys = [(case.op, case.name, case.layout) for case in found]
+    assert len(set(keys)) == len(keys)
+    assert all(set(case.directions) <= set(bench.DIRECTIONS) for case in found)
+
+
+@pytest.mark.parametrize("case", [*bench.cases(CPU)], ids=lambda c: f"{c.op} {c.name} {c.layout}")
+def test_least_work_of_a_case(case):
+    """On meta tensors: at least what is read of the input once, more with gradients."""
+    inputs = {k: None if t is None else t.to("meta") for k, t in case.draw(CPU, torch.float32).items()}
+    inputs = case.asking(inputs)
+    of = {d: case.work(inputs, case.options, d) for d in bench.DIRECTIONS}
+    assert of["both"].bytes >= of["forward"].bytes >= inputs["input"].numel() * 4
+    assert (of["forward"].flops > 0) == (case.op == "conv2d")
+
+
+def test_figures_follow_from_the_times():
+    found = rows("forward", "fastdl")
+    ours, eager = found["fastdl"], found["eager"]
+    assert ours.status == eager.status == "measured"
+    assert 0 < ours.p20_ms <= ours.median_ms <= ours.p80_ms
+    assert ours.speedup_vs_eager == eager.median_ms / ours.median_ms
+    assert ours.gb_per_s == pytest.approx(1000 / ours.median_ms / 1e6)
+    assert ours.tflop_per_s == pytest.approx(2000 / ours.median_ms / 1e9)
+    assert ours.goal_vs_eager == 0.001 and eager.goal_vs_eager is None
+
+
+def test_a_wrong_result_is_not_timed(monkeypatch):
+    name = peer(monkeypatch, lambda input, kernel_size: T.max_pool2d(input, kernel_size) * 1.001)
+    row = rows("both", name)[name]
+    assert row.status == "wrong" and row.note.startswith("output:") and row.median_ms is None
+
+
+def test_a_wrong_gradient_is_not_timed(monkeypatch):
+    class Wrong(torch.autograd.Function):
+        forward = staticmethod(lambda ctx, x: x.clone())
+        backward = staticmethod(lambda ctx, grad: 2 * grad)
+
+    name = peer(monkeypatch, lambda input, kernel_size: T.max_pool2d(Wrong.apply(input), kernel_size))
+    assert rows("forward", name)[name].status == "measured"
+    row = rows("both", name)[name]
+    assert row.status == "wrong" and row.note.startswith("input:")
+
+
+def test_a_peer_that_crashes_is_a_line(monkeypatch):
+    def crash(**_):
+        raise RuntimeError("no such kernel\nand a long trace")
+
+    name = peer(monkeypatch, crash)
+    found = rows("forward", name, "fastdl")
+    assert found[name].status == "failed" and found[name].note == "RuntimeError: no such kernel"
+    assert found["fastdl"].status == "measured"
+
+
+def test_running_statistics_of_one_do_not_move_those_of_another():
+    case = next(c for c in bench.cases(CPU, ["batch_norm"]) if c.name == "relu (32, 512)")
+    found = rows("backward", "fastdl", case=case)
+    assert {r.status for r in found.values()} == {"measured"}
+
+
+def test_implementations_take_turns():
+    seen = []
+    calls = {name: lambda name=name: seen.append(name) for name in "ab"}
+    times = timers.interleaved(calls, seconds=0.0, at_least=4)
+    assert [len(t) for t in times.values()] == [4, 4]
+    turns = re.sub(r"(a+|b+)", lambda m: m[0][0], "".join(seen))
+    assert turns.endswith("abababab")
+
+
+def test_command(small, tmp_path):
+    file = tmp_path / "new" / "bench.json"
+    result = CliRunner().invoke(
+        cli.app,
+        ["bench", "--device", "cpu", "--seconds", "0", "--json", str(file), "--peers", "eager,fastdl,cuda"],
+    )
+    assert result.exit_code == 0, result.output
+    assert "2 rows of ours" in result.output and "cuda was skipped: for GPUs" in result.output
+    written = json.loads(file.read_text())
+    assert set(written) == {"schema", "environment", "results"}
+    assert {r["implementation"] for r in written["results"]} == {"eager", "fastdl", "cuda"}
+    assert bench.read(file) == written
+
+
+def test_a_wrong_result_of_ours_fails_the_command(small, monkeypatch):
+    wrong = lambda case: lambda input, kernel_size: T.max_pool2d(input, kernel_size) + 1  # noqa: E731
+    monkeypatch.setitem(peers.PEERS, "fastdl", peers.Peer("fastdl", "", lambda *_: None, wrong))
+    result = CliRunner().invoke(cli.app, ["bench", "--device", "cpu", "--seconds", "0"])
+    assert result.exit_code == 1 and "2 wrong or failed" in result.output
+
+
+def test_an_interrupted_run_keeps_what_it_measured(small, monkeypatch, tmp_path):
+    twice = [CASE, CASE]
+    monkeypatch.setattr(command, "cases", lambda *_: iter(twice))
+    measure, calls = runner.measure, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(command, "measure", interrupted)
+    file = tmp_path / "bench.json"
+    CliRunner().invoke(cli.app, ["bench", "--device", "cpu", "--seconds", "0", "--json", str(file)])
+    assert len(bench.read(file)["results"]) == 4  # two directions, eager and ours
+    assert [p.name for p in tmp_path.iterdir()] == ["bench.json"]
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["conv3d"], "conv3d"),
+        (["--peers", "apex"], "apex"),
+        (["--direction", "sideways"], "sideways"),
+        (["--layout", "nhwc"], "nhwc"),
+        (["--dtype", "float64"], "float64"),
+        (["--case", "no such shape"], "no such shape"),
+        (["--device", "tpu"], "tpu"),
+        (["--compare", "no.json", "no.json"], "no.json"),
+    ],
+)
+def test_bad_input_is_named(arguments, named):
+    result = CliRunner().invoke(cli.app, ["bench", "--device", "cpu", *arguments])
+    assert result.exit_code == 2 and named in result.output
+
+
+def test_listing():
+    result = CliRunner().invoke(cli.app, ["bench", "--list", "--device", "cpu"])
+    assert result.exit_code == 0
+    for name in (*bench.OPS, "compile", "liger"):
+        assert name in result.output
+
+
+def result(implementation, median, spread=0.0, **more):
+    key = dict.fromkeys(report.KEY, "x") | {"implementation": implementation, "status": "measured"}
+    return (
+        key | {"median_ms": median, "p20_ms": median * (1 - spread), "p80_ms": median * (1 + spread)} | more
+    )
+
+
+@pytest.mark.parametrize(
+    "before, after, slower",
+    [
+        ([result("fastdl", 1.0)], [result("fastdl", 1.02)], False),
+        ([result("fastdl", 1.0)], [result("fastdl", 1.1)], True),
+        ([result("fastdl", 1.0, 0.1)], [result("fastdl", 1.1)], False),  # within its spread
+        ([result("fastdl", 1.0), result("eager", 2.0)], [result("fastdl", 1.5), result("eager", 3.0)], False),
+        ([result("fastdl", 1.0), result("eager", 2.0)], [result("fastdl", 1.0), result("eager", 1.0)], True),
+        ([result("eager", 1.0)], [result("eager", 9.0)], False),  # not ours
+        ([result("fastdl", 1.0)], [result("fastdl", 9.0, case="another")], False),
+    ],
+)
+def test_slower_beyond_noise(before, after, slower):
+    assert bool(report.slower(before, after)) is slower
+
+
+def test_compare_by_command(tmp_path):
+    for name, time in (("a", 1.0), ("b", 2.0)):
+        report.write(tmp_path / name, {}, [result("fastdl", time)])
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    assert CliRunner().invoke(cli.app, ["bench", "--compare", a, b]).exit_code == 1
+    assert CliRunner().invoke(cli.app, ["bench", "--compare", b, a]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["not json", "[]", '{"schema": "other"}', '{"schema": "fastdl.bench/1", "results": [{}]}']
+)
+def test_a_file_of_another_schema_is_named(tmp_path, text):
+    file = tmp_path / "other.json"
+    file.write_text(text)
+    with pytest.raises(bench.SchemaError, match=re.escape(str(file))):
+        bench.read(file)
