@@ -17,6 +17,7 @@ from . import affine_grid_sample, batch_norm, conv2d, cross_entropy, max_pool2d
 from . import models as _models
 from .case import DIRECTIONS, LAYOUTS, Case
 from .models import Step
+from .page import write as write_page
 from .peers import DEFAULT, EAGER, OURS, PEERS
 from .report import SchemaError, read, summary, write
 from .row import Row
@@ -43,6 +44,7 @@ __all__ = [
     "steps",
     "summary",
     "write",
+    "write_page",
 ]
 
 _TABLES: dict[str, Any] = {

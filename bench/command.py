@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 
 from fastdl.info import environment
 
-from . import PEERS, cases, keep_heap, measure, measure_step, read, report, steps
+from . import PEERS, cases, keep_heap, measure, measure_step, read, report, steps, sweep
 from .case import Case
 from .models import IMPLEMENTATIONS, Step
 
@@ -29,16 +29,27 @@ class Plan:
     dtype: torch.dtype
     peers: Sequence[str]
     models: bool
+    sweep: bool
     seconds: float
 
-    def jobs(self) -> Iterator[tuple[Case, str] | Step]:
-        """Every case with each of its directions, then the training steps."""
-        for case in cases(self.device, self.ops, self.names):
+    def jobs(self) -> Iterator[tuple[str, Case, str] | Step]:
+        """Every case with each of its directions (and what grows, in a sweep), then the training steps."""
+        for grows, case in self._cases():
             for direction in case.directions:
                 if direction in self.directions and case.layout in self.layouts:
-                    yield case, direction
+                    yield grows, case, direction
         if self.models:
             yield from steps(self.device, self.names)
+
+    def _cases(self) -> Iterator[tuple[str, Case]]:
+        if not self.sweep:
+            for case in cases(self.device, self.ops, self.names):
+                yield "", case
+            return
+        for op in self.ops:
+            for grows, case in sweep.cases(op):
+                if not self.names or any(name in f"{grows} {case.name}" for name in self.names):
+                    yield grows, case
 
 
 def run(plan: Plan, console: Console, json_file: Path | None) -> list[report.Result]:
@@ -54,7 +65,11 @@ def run(plan: Plan, console: Console, json_file: Path | None) -> list[report.Res
         else:
             if any(name.startswith("compile") for name in plan.peers):
                 torch._dynamo.reset()  # its limit of recompilations is per function
-            rows = measure(*job, plan.device, plan.dtype, plan.peers, plan.seconds)
+            grows, case, direction = job
+            rows = (
+                replace(row, sweep=grows)
+                for row in measure(case, direction, plan.device, plan.dtype, plan.peers, plan.seconds)
+            )
         some = [row.plain() for row in rows]
         results += some
         if json_file is not None:
@@ -62,11 +77,29 @@ def run(plan: Plan, console: Console, json_file: Path | None) -> list[report.Res
         for shown in report.tables(some):
             console.print(shown)
         console.print(f"[dim]{number} of {len(jobs)}[/]")
-    console.print(report.overview(results))
+    console.print(overview(results))
     skipped = {(r["implementation"], r["note"]) for r in results if r["status"] == "skipped"}
     for name, reason in sorted(skipped):
         console.print(f"[dim]{name} was skipped: {reason}[/]")
     return results
+
+
+def overview(results: list[report.Result]) -> Group:
+    """Ours against PyTorch, and what sweeps come down to."""
+    some = [r for r in results if not r.get("sweep")]
+    shown = [report.overview(some)] if some else []
+    return Group(*shown, *([fits_table(results)] if len(some) < len(results) else []))
+
+
+def fits_table(results: list[report.Result]) -> Table:
+    """The line that fits each sweep."""
+    columns = ("op", "what grows", "direction", "timer", "implementation")
+    table = Table(*columns, title="time = overhead + least bytes / rate")
+    for name in ("overhead, us", "rate, GB/s"):
+        table.add_column(name, justify="right")
+    for key, fit in sweep.fits(results).items():
+        table.add_row(*key, f"{fit.overhead_us:.1f}", f"{fit.gb_per_s:.1f}")
+    return table
 
 
 def listing(device: torch.device) -> Iterator[Table]:

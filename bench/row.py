@@ -25,6 +25,7 @@ class Row:
     direction: str
     timer: str
     implementation: str
+    sweep: str = ""  # what grows, in a row of a sweep
     status: str = "measured"  # or skipped, wrong, failed
     note: str = ""
     median_ms: float | None = None

@@ -172,6 +172,9 @@ def bench(
     ] = None,
     layout: Annotated[list[str] | None, typer.Option(help="contiguous or channels_last; repeatable.")] = None,
     models: Annotated[bool, typer.Option("--models", help="Training steps of networks as well.")] = False,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="How cost grows with batch, channels, image, classes, instead.")
+    ] = False,
     peers: Annotated[
         str | None, typer.Option(help="Who is measured, comma-separated (`--list` names them), or all.")
     ] = None,
@@ -181,6 +184,12 @@ def bench(
     ] = None,
     seconds: Annotated[float, typer.Option(help="Per case and direction, on a CPU.", min=0.0)] = 1.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every result there.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page there: tables and pictures, all in one file.")
+    ] = None,
+    show: Annotated[
+        list[Path] | None, typer.Option(help="Measure nothing: show these files of results; repeatable.")
+    ] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
         typer.Option(help="Measure nothing: what got slower from one file to the other?"),
@@ -206,6 +215,17 @@ def bench(
         for table in command.listing(torch.device(device)):
             console.print(table)
         return
+    if show:
+        try:
+            reports = [b.read(path) for path in show]
+        except (OSError, b.SchemaError) as error:
+            raise typer.BadParameter(str(error), param_hint="--show") from None
+        for report in reports:
+            console.print(command.overview(report["results"]))
+            console.print(b.summary(report["results"]))
+        if html is not None:
+            b.write_page(html, reports)
+        return
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     named = (
         list(b.PEERS)
@@ -229,12 +249,15 @@ def bench(
         dtypes[dtype],
         named,
         models,
+        sweep,
         seconds,
     )
     if not list(plan.jobs()):
         raise typer.BadParameter(f"no case contains {' or '.join(case or [])!r}", param_hint="--case")
     results = command.run(plan, console, json_file)
     console.print(b.summary(results))
+    if html is not None:
+        b.write_page(html, [{"environment": environment(), "results": results}])
     wrong = any(r["implementation"] == b.OURS and r["status"] != "measured" for r in results)
     raise typer.Exit(1 if wrong else 0)
 

@@ -2,11 +2,12 @@
 
 import json
 import re
+from html.parser import HTMLParser
 
 import pytest
 import torch
 import torch.nn.functional as T
-from fastdl.bench import command, peers, report, runner, timers
+from fastdl.bench import command, peers, report, runner, sweep, timers
 from fastdl.bench.case import Case, Goal, Work
 from typer.testing import CliRunner
 
@@ -217,3 +218,67 @@ def test_a_file_of_another_schema_is_named(tmp_path, text):
     file.write_text(text)
     with pytest.raises(bench.SchemaError, match=re.escape(str(file))):
         bench.read(file)
+
+
+@pytest.fixture
+def two_reports(tmp_path):
+    """A plain file and a sweep's, as the command leaves them."""
+    found = []
+    for sweep in ("", "batch <of> images"):
+        rows = [
+            result(name, ms * n, op="max_pool2d", case=f"{n}", sweep=sweep, gb_per_s=1.0, timer="wall",
+                   percent_of_copy=50.0, speedup_vs_eager=2.0 / ms, goal_vs_eager=3.0)
+            for n in (1, 2, 3)
+            for name, ms in (("eager", 2.0), ("fastdl", 1.0))
+        ]  # fmt: skip
+        report.write(tmp_path / f"{len(found)}.json", {"gpu": "none", "cpu": "A & B"}, rows)
+        found.append(str(tmp_path / f"{len(found)}.json"))
+    return found
+
+
+def test_page(two_reports, tmp_path):
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "page.html"
+    shown = [word for path in two_reports for word in ("--show", path)]
+    result = CliRunner().invoke(cli.app, ["bench", *shown, "--html", str(file)])
+    assert result.exit_code == 0, result.output
+    text = file.read_text()
+    parser = Balanced()
+    parser.feed(text)
+    assert not parser.open and parser.images == 3
+    assert "A &amp; B" in text and "batch &lt;of&gt; images" in text and "<of>" not in text
+    assert 'class="bad"' in text  # a goal of 3, 2 reached
+    assert not re.search(r'(src|href)="(?!data:)', text)  # nothing from elsewhere
+
+
+class Balanced(HTMLParser):
+    """What is open at the end of a page, and how many images it has."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.images = [], 0
+
+    def handle_starttag(self, tag, attrs):
+        self.images += tag == "img"
+        if tag not in ("img", "meta", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_sweep_fits_a_line():
+    """Overhead of 10 us and 20 GB/s, exactly."""
+    bytes = [1e3, 1e6, 1e8, 1e9]
+    line = sweep.fit(bytes, [0.01 + b / 20e6 for b in bytes])
+    assert line == pytest.approx((10.0, 20.0))
+    assert sweep.fit(bytes[:2], [1.0, 2.0]) is None
+
+
+@pytest.mark.parametrize("op", bench.OPS)
+def test_sweeps_grow(op):
+    for name in sweep.SWEEPS[op]:
+        sizes = [
+            case.draw(CPU, torch.float32)["input"].numel() for grows, case in sweep.cases(op) if grows == name
+        ]
+        assert len(sizes) >= 3 and sizes == sorted(set(sizes))
