@@ -224,9 +224,9 @@ def test_a_file_of_another_schema_is_named(tmp_path, text):
 def two_reports(tmp_path):
     """A plain file and a sweep's, as the command leaves them."""
     found = []
-    for sweep in ("", "batch <of> images"):
+    for grows in ("", "batch <of> images"):
         rows = [
-            result(name, ms * n, op="max_pool2d", case=f"{n}", sweep=sweep, gb_per_s=1.0, timer="wall",
+            result(name, ms * n, op="max_pool2d", case=f"{n}", sweep=grows, gb_per_s=1.0, timer="wall",
                    percent_of_copy=50.0, speedup_vs_eager=2.0 / ms, goal_vs_eager=3.0)
             for n in (1, 2, 3)
             for name, ms in (("eager", 2.0), ("fastdl", 1.0))
@@ -278,7 +278,6 @@ def test_sweep_fits_a_line():
 @pytest.mark.parametrize("op", bench.OPS)
 def test_sweeps_grow(op):
     for name in sweep.SWEEPS[op]:
-        sizes = [
-            case.draw(CPU, torch.float32)["input"].numel() for grows, case in sweep.cases(op) if grows == name
-        ]
+        cases = [case for grows, case in sweep.cases(op) if grows == name]
+        sizes = [case.draw(CPU, torch.float32)["input"].numel() for case in cases]
         assert len(sizes) >= 3 and sizes == sorted(set(sizes))
