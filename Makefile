@@ -11,6 +11,8 @@ OPS     = conv2d batch_norm cross_entropy max_pool2d affine_grid_sample
 
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps
 
+INSTALL_DOCS = $(PY) -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+
 ifeq ($(VENV),none)
 PY    := $(PYTHON)
 READY := build/site/.installed
@@ -24,7 +26,7 @@ PYTEST   = $(PY) -m pytest
 PARALLEL = $(shell $(PY) -c "import xdist" 2>/dev/null && echo "-n $(JOBS) --dist loadfile")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint bench gpu clean
+.PHONY: help demo test test-slow lint docs bench gpu clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | while IFS=: read -r name text; do \
@@ -42,6 +44,10 @@ test-slow: $(READY) ## the slow tests
 lint: $(READY) ## ruff, both ways
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
+
+docs: $(READY) ## the pages as a site, in build/docs
+	$(PY) -m mkdocs --version > /dev/null 2>&1 || $(INSTALL_DOCS)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 bench: $(READY) ## the benchmarks
 	$(PY) -m fastdl bench --models --json $(OUT)/bench.json

@@ -104,6 +104,15 @@ def test_built_for_another_torch(tmp_path, clean_caches):
         assert choice.backend == "reference" and "1.13.1" in choice.reason
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"torch": '])
+def test_a_note_that_cannot_be_read(tmp_path, clean_caches, text):
+    """An interrupted installation: named, not a crash."""
+    with pytest.MonkeyPatch.context() as patch:
+        in_its_place(tmp_path, patch)
+        (tmp_path / "build.json").write_text(text)
+        assert "install fastdl again" in backends.why_not("cpu", torch.device("cpu"))
+
+
 def test_not_built_at_all(tmp_path, clean_caches):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "HERE", tmp_path)

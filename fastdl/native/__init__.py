@@ -120,7 +120,10 @@ def _bindings() -> tuple[Any, str | None]:
     note = HERE / "build.json"
     if not note.exists():
         return None, "fastdl was installed without its C++ kernels"
-    built = json.loads(note.read_text())["torch"]
+    try:
+        built = json.loads(note.read_text())["torch"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, f"{note} cannot be read: install fastdl again"
     if built.split("+")[0] != torch.__version__.split("+")[0]:
         now = torch.__version__
         return None, f"the C++ kernels were built for torch {built}, this is {now}: install fastdl again"
