@@ -1,4 +1,4 @@
-"""For mkdocs: the home page is the README, and links to source files, which the site does not have, become text."""
+"""For mkdocs: README.md is the home page; links to source files, which the site lacks, become plain text."""
 
 import re
 from pathlib import Path
