@@ -6,18 +6,7 @@ from support import DEVICE, executable_backends
 
 from fastdl import backends
 
-#: Open faults, by test: each is to be mended, not to be kept.
-OPEN = {
-    "test_incoming_gradient_of_any_layout[sum-cuda-batch_norm elu]": "grad_weight: 2 ulp over",
-    "test_surroundings_of_views_are_untouched[cuda-batch_norm": "rounds otherwise if misaligned",
-}
-
-
 def pytest_collection_modifyitems(items):
-    for item in items:
-        for name, reason in OPEN.items():
-            if name in item.nodeid:
-                item.add_marker(pytest.mark.xfail(reason=reason, strict=False))
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")
         for item in items:

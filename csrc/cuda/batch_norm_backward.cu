@@ -29,7 +29,7 @@ __device__ __forceinline__ void put_gradients(const Backward<T>& b, const Coeffi
   Vec<float, V> grad = dz;
   if (b.training) {
 #pragma unroll
-    for (int i = 0; i < V; ++i) grad[i] = grad[i] - k.mean_dz[i] - (to_float(x[i]) - k.mean[i]) * k.slope[i];
+    for (int i = 0; i < V; ++i) grad[i] = centred(grad[i], to_float(x[i]), k.mean[i], k.mean_dz[i], k.slope[i]);
   }
 #pragma unroll
   for (int i = 0; i < V; ++i) grad[i] *= k.scale[i];
@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(kThreads, 2) batch_norm_backward_flat(Backward
   for_flat<V>(flat, offset, b.s, [&](int i, int which) {
     const Entry& k = table[which];
     dz[i] = incoming<kAny>(b, e.grad[i], e.x[i], e.out[i], e.bits >> i & 1, k.mean, k.scale, k.bias);
-    grad[i] = b.training ? dz[i] - k.mean_dz - (to_float(e.x[i]) - k.mean) * k.slope : dz[i];
+    grad[i] = b.training ? centred(dz[i], to_float(e.x[i]), k.mean, k.mean_dz, k.slope) : dz[i];
     grad[i] *= k.scale;
   });
   if (b.grad_residual) store_some<V>(b.grad_residual + offset, narrow<T>(dz), left, wide);
@@ -277,6 +277,9 @@ const char* backward(const BatchNormBackward& p, Context* context) {
       if (*grad && bytes) FASTDL_CUDA(cudaMemsetAsync(grad->data, 0, bytes, stream_of(context)));
     }
     return nullptr;
+  }
+  for (const T** input : {&b.grad_out, &b.x, &b.out}) {
+    if (const char* error = align(*input, shape, context)) return error;
   }
   const uintptr_t pointers = reinterpret_cast<uintptr_t>(b.grad_out) | reinterpret_cast<uintptr_t>(b.x) |
                              reinterpret_cast<uintptr_t>(b.out) | reinterpret_cast<uintptr_t>(b.grad_x) |

@@ -167,6 +167,19 @@ int vector_of(const Shape& shape, uintptr_t pointers) {
   return 1;
 }
 
+// Replaces p by a copy if it is not aligned for the vectors that the shape allows. Where a tensor lies must not show in
+// the result, and the width of the vectors decides in which order sums are taken.
+template <class T>
+const char* align(const T*& p, const Shape& shape, Context* context) {
+  if (reinterpret_cast<uintptr_t>(p) % (sizeof(T) * vector_of<T>(shape, 0)) == 0) return nullptr;
+  const int64_t bytes = shape.numel() * int64_t(sizeof(T));
+  void* const copy = context->allocate(context, bytes);
+  if (!copy) return "out of memory";
+  FASTDL_CUDA(cudaMemcpyAsync(copy, p, size_t(bytes), cudaMemcpyDeviceToDevice, stream_of(context)));
+  p = static_cast<const T*>(copy);
+  return nullptr;
+}
+
 inline void split(Cut& cut, int splits, int v) {
   cut.splits = splits;
   const int64_t items = static_cast<int64_t>(splits) * cut.tile_items();

@@ -321,6 +321,9 @@ const char* forward(const BatchNormForward& p, Context* context) {
   f.s = shape.s;
   if (shape.c > kMaxGridX) return "too many channels";
 
+  for (const T** input : {&f.x, &f.residual}) {
+    if (const char* error = align(*input, shape, context)) return error;
+  }
   const uintptr_t pointers = reinterpret_cast<uintptr_t>(f.x) | reinterpret_cast<uintptr_t>(f.residual) |
                              reinterpret_cast<uintptr_t>(f.out);
   const bool wide = pointers % 16 == 0;

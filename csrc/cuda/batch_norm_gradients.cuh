@@ -102,6 +102,11 @@ __device__ __forceinline__ Vec<float, V> incoming_all(const Backward<T>& b, cons
   return dz;
 }
 
+// dz - mean(dz) - (x - mean) * slope, the product not rounded.
+__device__ __forceinline__ float centred(float dz, float x, float mean, float mean_dz, float slope) {
+  return __fmaf_rn(mean - x, slope, dz - mean_dz);
+}
+
 // The sums of this block's elements, per thread those of its V channels.
 template <bool kAny, class T, int V, int kBatch, class Fetch>
 __device__ __forceinline__ void sums_of(const Backward<T>& b, const Cut& cut, const Place& place,
@@ -114,7 +119,7 @@ __device__ __forceinline__ void sums_of(const Backward<T>& b, const Cut& cut, co
 #pragma unroll
                       for (int i = 0; i < V; ++i) {
                         total[i] += dz[i];
-                        product[i] += dz[i] * (to_float(e.x[i]) - k.mean[i]);
+                        product[i] = __fmaf_rn(dz[i], to_float(e.x[i]) - k.mean[i], product[i]);
                       }
                     });
   total = tile_sum<V>(total, cut, scratch);

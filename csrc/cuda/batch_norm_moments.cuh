@@ -59,7 +59,7 @@ __device__ __forceinline__ void moments_of(const Cut& cut, const Place& place, c
     for (int i = 0; i < V; ++i) {
       const float shifted = to_float(value[i]) - pivot[i];
       total[i] += shifted;
-      squares[i] += shifted * shifted;
+      squares[i] = __fmaf_rn(shifted, shifted, squares[i]);
     }
   });
   total = tile_sum<V>(total, cut, scratch);
