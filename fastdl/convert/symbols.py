@@ -41,15 +41,12 @@ class Symbol(Proxy):
 
     @property
     def __class__(self) -> type:
-        if (
-            sys._getframe(1)
-            .f_globals.get("__name__", "")
-            .startswith(("torch.fx", "torch.overrides", __name__))
-        ):
+        caller = sys._getframe(1)
+        if caller.f_globals.get("__name__", "").startswith(("torch.fx", "torch.overrides", __name__)):
             return type(self)
-        return self._seen_as()
+        return self._seen_as(caller)
 
-    def _seen_as(self) -> type:
+    def _seen_as(self, caller: FrameType) -> type:
         raise Refused("asks for the type of a computed value")
 
     def __getattr__(self, name: str) -> Proxy:
@@ -81,13 +78,26 @@ class AttributeSymbol(Symbol, Attribute):
 class InputSymbol(Symbol):
     """An argument of forward: a plan is used for tensors only."""
 
-    def _seen_as(self) -> type:
+    def _seen_as(self, caller: FrameType) -> type:
+        if not _calls_isinstance(caller):  # torch's C++, say, which would take us for the Tensor that we name
+            raise Refused("hands an argument to a call that wants a number or a size")
         return Tensor
 
 
 def _running(frame: FrameType) -> Iterator[dis.Instruction]:
     """The instruction that ``frame`` is at, and those behind it."""
     return (i for i in dis.get_instructions(frame.f_code) if i.offset >= frame.f_lasti and real(i))
+
+
+def _calls_isinstance(frame: FrameType) -> bool:
+    """Whether ``frame`` is at a call of isinstance with names, attributes and tuples of them."""
+    before = [i for i in dis.get_instructions(frame.f_code) if i.offset < frame.f_lasti and real(i)]
+    for instruction in reversed(before):
+        if instruction.opname == "LOAD_GLOBAL" and instruction.argval == "isinstance":
+            return True
+        if not instruction.opname.startswith(("LOAD_", "PUSH_NULL", "BUILD_TUPLE", "KW_NAMES")):
+            return False
+    return False
 
 
 def _in_place(name: str) -> Any:

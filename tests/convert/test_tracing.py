@@ -402,6 +402,25 @@ def test_a_default_argument_that_can_change_is_refused():
     torch.testing.assert_close(model(x) * 2, model(x))
 
 
+class SizeFromArgument(Base):
+    def forward(self, size):
+        return self.conv(torch.zeros(size))
+
+
+class DimensionFromArgument(Base):
+    def forward(self, x, dim):
+        return self.conv(torch.flatten(x, dim))
+
+
+@pytest.mark.parametrize("build", [SizeFromArgument, DimensionFromArgument])
+def test_an_argument_that_is_no_tensor_for_torch(build):
+    """torch's C++ asks isinstance(x, Tensor) of what stands for a size or a number: told that it is one, it
+    crashed on its memory."""
+    model = convert(build())
+    assert not is_converted(model)
+    assert "wants a number or a size" in explain(model).rows[0].note
+
+
 def test_reasons_are_readable():
     def reason(build):
         return explain(convert(build())).rows[0].note
