@@ -102,15 +102,15 @@ struct Packing {
       const float* from = static_cast<const float*>(input.data) + image * input.stride[0] +
                           (group * p.channels + c) * input.stride[1];
       for (int64_t a = 0; a < y.phases; ++a) {
-        for (int64_t b = 0; b < x.phases; ++b) {
+        for (int64_t b = 0; b < x.phases; ++b, to += plane) {
+          const Columns columns(*this, b, input.stride[3]);
           float* row = to;
           for (int64_t i = 0; i < count + y.reach; ++i, row += pitch) {
             const int64_t at = (first + i) * y.step + y.phase[a] - p.padding[0];
             const bool inside = at >= 0 && at < p.size[0];
-            copy_row(inside ? from + at * input.stride[2] : nullptr, input.stride[3],
-                     x.phase[b] - p.padding[1], row);
+            inside ? columns.copy(from + at * input.stride[2], input.stride[1], row)
+                   : fill_zeros(row, 0, pitch);
           }
-          to += plane;
         }
       }
     }
@@ -118,29 +118,55 @@ struct Packing {
   }
 
  private:
-  // to[i] = from[shift + i * step] for i < pitch, 0 where that is outside the image. Whole vectors are
-  // written: what goes beyond the row is where the next one comes, or in the slack.
-  FASTDL_INLINE void copy_row(const float* from, int64_t stride, int64_t shift, float* to) const {
-    for (int64_t i = 0; i < pitch; i += kWidth) store(to + i, Vec{});
-    const int64_t begin = shift < 0 ? (-shift + x.step - 1) / x.step : 0;
-    int64_t end = p.size[1] > shift ? (p.size[1] - shift + x.step - 1) / x.step : 0;
-    end = end < pitch ? end : pitch;
-    if (from == nullptr) return;
-    const float* source = from + shift * stride;
-    const int64_t step = stride * x.step;
-    if (step == 1) {
-      for (int64_t i = begin; i < end; i += kWidth) store(to + i, load(source + i, end - i));
-    } else if (step == 2) {
-      for (int64_t i = begin; i < end; i += kWidth) {
-        const int64_t rest = 2 * (end - i) - 1;
-        const Vec low = load(source + 2 * i, rest);
-        const Vec high = rest > kWidth ? load(source + 2 * i + kWidth, rest - kWidth) : Vec{};
-        store(to + i, every_second(low, high));
-      }
-    } else {
-      for (int64_t i = begin; i < end; ++i) to[i] = source[i * step];
-    }
+  // Whole vectors are written: what goes beyond the row is where the next one comes, or in the slack.
+  static FASTDL_INLINE void fill_zeros(float* to, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i += kWidth) store(to + i, Vec{});
   }
+
+  // The columns of one phase: i is `shift + i * step` of the image, within it for begin <= i < end.
+  struct Columns {
+    Columns(const Packing& packing, int64_t b, int64_t stride) : pitch(packing.pitch) {
+      const int64_t step = packing.x.step, size = packing.p.size[1];
+      const int64_t first = packing.x.phase[b] - packing.p.padding[1];
+      begin = first < 0 ? (-first + step - 1) / step : 0;
+      end = size > first ? (size - first + step - 1) / step : 0;
+      begin = begin < pitch ? begin : pitch;
+      end = end < begin ? begin : end < pitch ? end : pitch;
+      shift = first * stride;
+      distance = step * stride;
+    }
+
+    // A row of the image, from its first pixel on, to a packed row. The one `next` further comes soon, too far
+    // away for the machine to see it coming.
+    FASTDL_INLINE void copy(const float* from, int64_t next, float* to) const {
+      const float* source = from + shift;
+      fill_zeros(to, 0, begin);
+      int64_t i = begin;
+      if (distance == 1) {
+        for (; i + kWidth <= end; i += kWidth) {
+          __builtin_prefetch(source + i + next);
+          store(to + i, load(source + i));
+        }
+        if (i < end && end - begin >= kWidth) {
+          store(to + end - kWidth, load(source + end - kWidth));
+          i = end;
+        }
+        for (; i < end; i += kWidth) store(to + i, load(source + i, end - i));
+      } else if (distance == 2) {
+        for (; i < end; i += kWidth) {
+          const int64_t rest = 2 * (end - i) - 1;
+          const Vec low = load(source + 2 * i, rest);
+          const Vec high = rest > kWidth ? load(source + 2 * i + kWidth, rest - kWidth) : Vec{};
+          store(to + i, every_second(low, high));
+        }
+      } else {
+        for (; i < end; ++i) to[i] = source[i * distance];
+      }
+      fill_zeros(to, i, pitch);
+    }
+
+    int64_t pitch, begin, end, shift, distance;
+  };
 
  public:
   const Problem p;

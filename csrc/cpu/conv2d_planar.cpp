@@ -7,6 +7,7 @@
 #include "conv2d_depthwise_planar.h"
 #include "conv2d_direct.h"
 #include "conv2d_pack.h"
+#include "conv2d_planar_few.h"
 #include "parallel.h"
 
 namespace fastdl::cpu {
@@ -48,12 +49,14 @@ struct Planar {
         bands(ceil_div(rows, packing.rows)),
         items(problem.images * problem.groups * bands),
         taps(problem.taps()),
-        depthwise(pool ? nullptr : depthwise_of(problem)) {
+        depthwise(pool ? nullptr : depthwise_of(problem)),
+        few(pool || depthwise != nullptr ? nullptr : few_of(problem)) {
     // what a row costs alone, in whole vectors, and in one run with the rows around it, through the buffer
     const int64_t alone = ceil_div(width, kWidth) * kWidth * taps;
-    direct = !pool && (depthwise != nullptr || alone <= packing.pitch * taps + kBufferCost * width);
+    const bool by_rows = depthwise != nullptr || few != nullptr;
+    direct = !pool && (by_rows || alone <= packing.pitch * taps + kBufferCost * width);
     const int64_t block = ceil_div(problem.outputs, blocks.count);
-    if (depthwise != nullptr) {
+    if (by_rows) {
       chunk_rows = packing.rows;
     } else {
       chunk_rows = direct ? 1 : most(1, least(packing.rows, kBufferFloats / (block * packing.pitch)));
@@ -80,7 +83,7 @@ struct Planar {
     const Packing one(problem, cells, 1);
     const int64_t fit = kBandFloats / (one.planes() * one.pitch) - one.y.reach;
     const int64_t enough = ceil_div(rows * problem.images * problem.groups, 2 * context->num_threads);
-    const int64_t n = least(rows, most(4, least(fit, enough)));
+    const int64_t n = least(rows, most(8, least(fit, enough)));
     return ceil_div(rows, ceil_div(rows, n));
   }
 
@@ -146,6 +149,9 @@ struct Planar {
         const int64_t at = ((image * problem.groups * problem.outputs + channel) * rows + y) * width;
         if (depthwise != nullptr) {
           depthwise(from, packing.plane, packing.pitch, weight, *bias, floor, out + at, width, count, width);
+        } else if (few != nullptr) {
+          few(from, packing.plane, packing.pitch, problem.channels, problem.kernel[1], problem.dilation[1],
+              weight, bias, floor, out + at, rows * width, count, width);
         } else if (direct) {
           planar_rows(size, from, offset, taps, weight, bias, floor, out + at, rows * width, n);
         } else if (pool) {
@@ -188,6 +194,7 @@ struct Planar {
   const Packing packing;
   const int64_t width, bands, items, taps;
   const DepthwiseRows depthwise;
+  const FewRows few;
   bool direct;  // the sums go to out, not to the buffer
   int64_t chunk_rows, buffer_pitch, per_thread, threads;
   int64_t* offset;

@@ -6,6 +6,13 @@
 
 namespace fastdl::cpu {
 
+// Taps whose sum is one term of the total: a long sum costs digits, and sooner where products are rounded.
+#if defined(__AVX2__)
+constexpr int64_t kSummedTaps = 32;
+#else
+constexpr int64_t kSummedTaps = 16;
+#endif
+
 // As many accumulators as the registers hold.
 constexpr int kTileVectors = 3;
 #if defined(__AVX512F__)
@@ -19,27 +26,36 @@ constexpr int kTileChannels = 4, kPoolChannels = 3;
 template <int KB, int VB>
 void planar_tile(const float* x, const int64_t* offset, int64_t taps, const float* weight, const float* bias,
                  float floor, float* to, int64_t pitch) {
-  Vec acc[KB][VB];
+  Vec total[KB][VB];
   FASTDL_UNROLL
   for (int k = 0; k < KB; ++k) {
     FASTDL_UNROLL
-    for (int v = 0; v < VB; ++v) acc[k][v] = broadcast(bias[k]);
+    for (int v = 0; v < VB; ++v) total[k][v] = broadcast(bias[k]);
   }
-  for (int64_t t = 0; t < taps; ++t, weight += KB) {
-    const float* from = x + offset[t];
-    Vec in[VB];
-    FASTDL_UNROLL
-    for (int v = 0; v < VB; ++v) in[v] = load(from + v * kWidth);
+  for (int64_t first = 0; first < taps; first += kSummedTaps) {
+    Vec acc[KB][VB] = {};
+    const int64_t last = first + kSummedTaps < taps ? first + kSummedTaps : taps;
+    for (int64_t t = first; t < last; ++t, weight += KB) {
+      const float* from = x + offset[t];
+      Vec in[VB];
+      FASTDL_UNROLL
+      for (int v = 0; v < VB; ++v) in[v] = load(from + v * kWidth);
+      FASTDL_UNROLL
+      for (int k = 0; k < KB; ++k) {
+        FASTDL_UNROLL
+        for (int v = 0; v < VB; ++v) acc[k][v] = fma(broadcast(weight[k]), in[v], acc[k][v]);
+      }
+    }
     FASTDL_UNROLL
     for (int k = 0; k < KB; ++k) {
       FASTDL_UNROLL
-      for (int v = 0; v < VB; ++v) acc[k][v] = fma(broadcast(weight[k]), in[v], acc[k][v]);
+      for (int v = 0; v < VB; ++v) total[k][v] += acc[k][v];
     }
   }
   FASTDL_UNROLL
   for (int k = 0; k < KB; ++k) {
     FASTDL_UNROLL
-    for (int v = 0; v < VB; ++v) store(to + k * pitch + v * kWidth, max(broadcast(floor), acc[k][v]));
+    for (int v = 0; v < VB; ++v) store(to + k * pitch + v * kWidth, max(broadcast(floor), total[k][v]));
   }
 }
 

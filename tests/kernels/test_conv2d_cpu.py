@@ -223,6 +223,62 @@ def test_depthwise_input_gradient(library, name, layout):
         held(grad_x, function, x, weight, grad_out)
 
 
+# rows beyond a tile of them, fewer than one; columns within a vector and beyond
+KERNELS = {
+    "3x3": ((2, 5, 30, 33), (3, 3), {"padding": 1}),
+    "3x2, columns apart": ((1, 9, 11, 40), (3, 2), {"padding": (0, 1), "dilation": (1, 3)}),
+    "3x3, rows apart": ((2, 4, 21, 22), (3, 3), {"padding": 2, "dilation": (2, 1)}),
+    "3x3 of two rows": ((3, 6, 2, 24), (3, 3), {"padding": 1}),
+    "5x5": ((2, 16, 22, 27), (5, 5), {"padding": 2}),
+    "5x5, full": ((2, 10, 28, 28), (5, 5), {}),
+    "7x7": ((1, 8, 19, 23), (7, 7), {"padding": 3}),
+    "4x4": ((1, 7, 16, 25), (4, 4), {"padding": 1}),
+    "1x1": ((2, 20, 9, 31), (1, 1), {}),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("name", KERNELS)
+def test_input_gradient_of_few_channels(library, name, channels):
+    (n, k, h, w), kernel, options = KERNELS[name]
+    options = window(**options)
+    x, weight = normal(n, channels, h, w), normal(k, channels, *kernel, seed=1)
+    grad_out = normal(*out_shape(x, weight, options), seed=3)
+    function = lambda x, w, g: torch.nn.grad.conv2d_input(x.shape, w, g, **options)  # noqa: E731
+    for layout in (nchw, misaligned, sliced, channels_last):
+        grad_x = unwritten(x.shape)
+        assert library.conv2d_backward_covers(layout(grad_out), x, layout(weight), grad_x, None, **options)
+        library.conv2d_backward(layout(grad_out), x, layout(weight), grad_x, None, **options)
+        held(grad_x, function, x, weight, grad_out)
+    grad_out[0, 0, 1, -1], grad_out[-1, -1, 0, 0] = NAN, INF
+    grad_x.fill_(0)
+    library.conv2d_backward(grad_out, x, weight, grad_x, None, **options)
+    held(grad_x, function, x, weight, grad_out)
+
+
+def test_input_gradient_of_groups_of_one_channel(library):
+    options = window(padding=1, groups=3)
+    x, weight, grad_out = normal(2, 3, 12, 41), normal(6, 1, 3, 3, seed=1), normal(2, 6, 12, 41, seed=2)
+    grad_x = unwritten(x.shape)
+    assert library.conv2d_backward_covers(grad_out, x, weight, grad_x, None, **options)
+    library.conv2d_backward(grad_out, x, weight, grad_x, None, **options)
+    held(grad_x, lambda w, g: torch.nn.grad.conv2d_input(x.shape, w, g, **options), weight, grad_out)
+
+
+def test_what_input_gradient_is_not_covered(library):
+    def covered(x, weight, options, layout=nchw):
+        x, weight = layout(torch.zeros(x)), torch.zeros(weight)
+        grad_out = layout(torch.zeros(out_shape(x, weight, options)))
+        return library.conv2d_backward_covers(grad_out, x, weight, torch.empty_like(x), None, **options)
+
+    assert covered((1, 3, 32, 32), (64, 3, 3, 3), window(padding=1))
+    assert not covered((1, 3, 32, 32), (64, 3, 3, 3), window(padding=1), channels_last)
+    assert not covered((1, 3, 32, 32), (64, 3, 3, 3), window(2, 1))
+    assert not covered((1, 3, 32, 32), (64, 3, 3, 3), window(padding=3))  # past what a tap reaches
+    assert not covered((1, 16, 32, 32), (64, 16, 3, 3), window(padding=1))
+    assert not covered((1, 6, 32, 32), (64, 3, 3, 3), window(padding=1, groups=2))
+
+
 def test_what_is_not_covered(library):
     """What oneDNN is better at, and what there is no kernel for."""
 
