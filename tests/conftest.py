@@ -6,6 +6,7 @@ from support import DEVICE, executable_backends
 
 from fastdl import backends
 
+
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")

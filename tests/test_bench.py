@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 import torch.nn.functional as T
-from fastdl.bench import command, peers, report, runner, sweep, timers
+from fastdl.bench import command, peers, report, runner, sweep, tables, timers
 from fastdl.bench.case import Case, Goal, Work
 from typer.testing import CliRunner
 
@@ -281,3 +281,34 @@ def test_sweeps_grow(op):
         cases = [case for grows, case in sweep.cases(op) if grows == name]
         sizes = [case.draw(CPU, torch.float32)["input"].numel() for case in cases]
         assert len(sizes) >= 3 and sizes == sorted(set(sizes))
+
+
+def test_tables_of_the_pages(monkeypatch, tmp_path):
+    """Made from the file, the same the second time, and stale as soon as the file says otherwise."""
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    facts = {"gpu": "none", "cpu": "some CPU", "threads": 2, "torch": "2.13.0"}
+    page = tmp_path / "README.md"
+    page.write_text("before <!-- results: ranges r.json -->\nold\n<!-- end of results --> after")
+    monkeypatch.setattr(tables, "PAGES", ("README.md",))
+    named = {"op": "max_pool2d", "direction": "forward", "timer": "wall", "dtype": "float32"}
+    for ratio in (2.0, 3.0):
+        rows = [
+            result("fastdl", 1.0, case=str(i), speedup_vs_eager=ratio + i, speedup_vs_compile=1.5) | named
+            for i in (0, 1)
+        ]
+        report.write(tmp_path / "r.json", facts, rows)
+        monkeypatch.setattr("sys.argv", ["tables", "--check"])
+        assert tables.main() == 1
+        monkeypatch.setattr("sys.argv", ["tables"])
+        assert tables.main() == 0
+        text = page.read_text()
+        assert f"| max_pool2d | forward | 2 | {ratio:.2f} to {ratio + 1:.2f} | 1.50 to 1.50 |" in text
+        assert text.startswith("before") and text.endswith("after") and "old" not in text
+        monkeypatch.setattr("sys.argv", ["tables", "--check"])
+        assert tables.main() == 0
+
+
+def test_the_pages_say_what_the_results_say():
+    for page in tables.PAGES:
+        text = (tables.ROOT / page).read_text()
+        assert tables.renewed(text) == text, f"python -m fastdl.bench.tables renews {page}"

@@ -1,0 +1,111 @@
+"""The tables on the pages, out of the committed results: ``python -m fastdl.bench.tables`` writes them anew.
+
+A page has ``<!-- results: NAME FILE -->`` and ``<!-- end of results -->`` around each; ``--check`` changes
+nothing and fails where a page does not say what the results say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from .peers import EAGER, OURS
+from .report import KEY, Result, reached, read
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "docs/benchmarking.md")
+_BLOCK = re.compile(r"(<!-- results: (\w+) (\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+
+
+def renewed(text: str) -> str:
+    """A page's text with its tables made anew."""
+    return _BLOCK.sub(lambda m: f"{m[1]}{_TABLES[m[2]](ROOT / m[3])}\n{m[4]}", text)
+
+
+def ranges(path: Path) -> str:
+    """A line per op and direction: the least and the greatest ratio over its cases."""
+    report = read(path)
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for r in _ours(report["results"]):
+        groups.setdefault((r["op"], r["direction"]), []).append(r)
+    lines = [
+        "| op | direction | cases | eager / fastdl | torch.compile / fastdl |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for (op, direction), some in groups.items():
+        spans = [
+            _span([r[f"speedup_vs_{w}"] for r in some if f"speedup_vs_{w}" in r])
+            for w in ("eager", "compile")
+        ]
+        lines.append(f"| {op} | {direction} | {len(some)} | {spans[0]} | {spans[1]} |")
+    return "\n".join(["", *lines, "", _where(report, path), ""])
+
+
+def cases(path: Path) -> str:
+    """A line per case; a goal that is missed is marked."""
+    report = read(path)
+    times = {tuple(r[k] for k in KEY): r["median_ms"] for r in report["results"] if r["status"] == "measured"}
+    columns = ["op", "case", "layout", "direction", "eager, ms", "fastdl, ms", "eager / fastdl", "goal"]
+    columns += ["torch.compile / fastdl"]
+    lines = [f"| {' | '.join(columns)} |", "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"]
+    for r in _ours(report["results"]):
+        eager = times[(*(r[k] for k in KEY[:-1]), EAGER)]
+        goal = f"{r['goal_vs_eager']:.1f}" if "goal_vs_eager" in r else ""
+        mark = " (missed)" if reached(r, "vs_eager") is False else ""
+        compiled = f"{r['speedup_vs_compile']:.2f}" if "speedup_vs_compile" in r else ""
+        named = " | ".join(str(r[k]) for k in ("op", "case", "layout", "direction"))
+        times_ms = f"{eager:.3g} | {r['median_ms']:.3g}"
+        lines.append(f"| {named} | {times_ms} | {r['speedup_vs_eager']:.2f} | {goal}{mark} | {compiled} |")
+    return "\n".join(["", *lines, "", _where(report, path), ""])
+
+
+_TABLES = {"ranges": ranges, "cases": cases}
+
+
+def _ours(results: list[Result]) -> list[Result]:
+    return [
+        r
+        for r in results
+        if r["implementation"] == OURS and r["timer"] in ("wall", "graph") and "speedup_vs_eager" in r
+    ]
+
+
+def _span(ratios: list[float]) -> str:
+    if not ratios:
+        return ""
+    least, most = min(ratios), max(ratios)
+    return f"{least:.2f}" if len(ratios) == 1 else f"{least:.2f} to {most:.2f}"
+
+
+def _where(report: dict, path: Path) -> str:
+    facts = report["environment"]
+    gpu = facts["gpu"] != "none"
+    machine = facts["gpu"] if gpu else f"{facts['cpu']}, {facts['threads']} threads"
+    dtypes = ", ".join(dict.fromkeys(r["dtype"] for r in report["results"]))
+    how = f"torch {facts['torch']}, {dtypes}; medians of interleaved runs"
+    return f"{machine}, {how}, from `{path.relative_to(ROOT)}`."
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing, exit 1 where a page is stale")
+    check = parser.parse_args().check
+    stale = []
+    for page in (ROOT / name for name in PAGES):
+        text = page.read_text()
+        new = renewed(text)
+        if new != text:
+            stale.append(page.name)
+            if not check:
+                page.write_text(new)
+    if stale:
+        print(f"{'stale' if check else 'renewed'}: {', '.join(stale)}")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
