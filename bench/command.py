@@ -30,13 +30,15 @@ class Plan:
     peers: Sequence[str]
     models: bool
     sweep: bool
+    goals: bool
     seconds: float
 
     def jobs(self) -> Iterator[tuple[str, Case, str] | Step]:
         """Every case with each of its directions (and what grows, in a sweep), then the training steps."""
         for grows, case in self._cases():
-            for direction in case.directions:
-                if direction in self.directions and case.layout in self.layouts:
+            for direction, goal in case.directions.items():
+                wanted = goal is not None or not self.goals
+                if wanted and direction in self.directions and case.layout in self.layouts:
                     yield grows, case, direction
         if self.models:
             yield from steps(self.device, self.names)

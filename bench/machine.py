@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import torch
 
+from . import timers
+
 
 def copy_rate(device: torch.device, footprint: int) -> float:
     """Bytes per second, read and written, of ``copy_`` between two buffers of ``footprint`` bytes in all."""
@@ -16,16 +18,18 @@ def copy_rate(device: torch.device, footprint: int) -> float:
 
 @functools.cache
 def _copy_rate(device: torch.device, footprint: int) -> float:
-    pairs = max(1, -(-rotation(device) // footprint))
+    pairs = min(max(1, -(-rotation(device) // footprint)), 256)
     buffers = [
         [torch.ones(footprint // 8, device=device) for _ in range(2)] for _ in range(pairs)
     ]  # float32: half each
 
-    def once() -> None:
-        for source, to in buffers:
-            to.copy_(source)
+    def copies() -> list[Callable[[], object]]:
+        return [functools.partial(to.copy_, source) for source, to in buffers]
 
-    return pairs * footprint / _best(once, device)
+    if device.type == "cuda":
+        graph = timers.Graph(copies)
+        return footprint / min(graph.replay() for _ in range(7))
+    return footprint / _best(copies()[0], device)
 
 
 @functools.cache

@@ -175,6 +175,9 @@ def bench(
     sweep: Annotated[
         bool, typer.Option("--sweep", help="How cost grows with batch, channels, image, classes, instead.")
     ] = False,
+    goals: Annotated[
+        bool, typer.Option("--goals", help="Only cases and directions that the project has a goal for.")
+    ] = False,
     peers: Annotated[
         str | None, typer.Option(help="Who is measured, comma-separated (`--list` names them), or all.")
     ] = None,
@@ -250,6 +253,7 @@ def bench(
         named,
         models,
         sweep,
+        goals,
         seconds,
     )
     if not list(plan.jobs()):

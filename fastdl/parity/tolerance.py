@@ -32,7 +32,8 @@ def judge(ours: Tensor, torchs: Tensor, oracle: Tensor) -> Verdict:
     if ours.numel() == 0:
         return Verdict(0.0, 0.0, "")
     dtype, rounding = torchs.dtype, torch.finfo(torchs.dtype).eps
-    ours, torchs, oracle = (t.detach().to("cpu", torch.float64) for t in (ours, torchs, oracle))
+    where = ours.device if ours.is_cuda else "cpu"  # elsewhere there may be no float64
+    ours, torchs, oracle = (t.detach().to(where, torch.float64) for t in (ours, torchs, oracle))
     overflowed = ~torch.isfinite(torchs) & torch.isfinite(oracle.to(dtype)) & torch.isfinite(ours)
     for what, test in (("NaN", torch.isnan), ("+Inf", torch.isposinf), ("-Inf", torch.isneginf)):
         wrong = (test(ours) != test(torchs)) & ~overflowed
