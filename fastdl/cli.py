@@ -245,7 +245,7 @@ def bench(
     _check_choice("--dtype", [dtype], dtypes)
     plan = command.Plan(
         torch.device(device),
-        ops or (() if models else backends.OPS),
+        ops or backends.OPS,
         case or (),
         direction or b.DIRECTIONS,
         layout or tuple(b.LAYOUTS),
