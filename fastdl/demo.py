@@ -56,7 +56,7 @@ def run(epochs: int, device: torch.device, output: Path, seed: int, console: Con
 
     checks = {"as used": compare(_stirred(stock), _stirred(fast), test_images[:BATCH], labels[:BATCH])}
     if device.type == "cpu" and backends.why_not("triton", device) is None:
-        # no kernel serves the CPU by default: show them on a few digits all the same
+        # what a GPU would run, on a few digits
         console.print("the Triton kernels, interpreted, on four digits ...")
         with backends.use_backend("triton"):
             checks["triton"] = compare(_stirred(stock), _stirred(fast), test_images[::250], labels[::250])

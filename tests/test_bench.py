@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as T
 from fastdl.bench import command, peers, report, runner, sweep, tables, timers
 from fastdl.bench.case import Case, Goal, Work
+from torch._subclasses.fake_tensor import FakeTensorMode
 from typer.testing import CliRunner
 
 from fastdl import bench, cli
@@ -52,14 +53,24 @@ def test_the_tables_are_sound(device):
     assert all(set(case.directions) <= set(bench.DIRECTIONS) for case in found)
 
 
-@pytest.mark.parametrize("case", [*bench.cases(CPU)], ids=lambda c: f"{c.op} {c.name} {c.layout}")
-def test_least_work_of_a_case(case):
-    """On meta tensors: at least what is read of the input once, more with gradients."""
-    inputs = {k: None if t is None else t.to("meta") for k, t in case.draw(CPU, torch.float32).items()}
-    inputs = case.asking(inputs)
-    of = {d: case.work(inputs, case.options, d) for d in bench.DIRECTIONS}
-    assert of["both"].bytes >= of["forward"].bytes >= inputs["input"].numel() * 4
-    assert (of["forward"].flops > 0) == (case.op == "conv2d")
+EVERY_CASE = {
+    f"{kind} {case.op} {case.name} {case.layout}": case
+    for kind in ("cpu", "cuda")
+    for case in bench.cases(torch.device(kind))
+}
+
+
+@pytest.mark.parametrize("name", EVERY_CASE)
+def test_a_case_can_be_called_and_has_its_least_work(name):
+    """Shapes alone: at least what is read of the input once, more with gradients."""
+    case = EVERY_CASE[name]
+    with FakeTensorMode():
+        inputs = case.draw(CPU, torch.bfloat16)
+        out = case.eager(**inputs, **case.options)
+        of = {d: case.work(inputs, case.options, d) for d in bench.DIRECTIONS}
+        assert out.requires_grad
+        assert of["both"].bytes >= of["forward"].bytes >= inputs["input"].numel() * 2
+        assert (of["forward"].flops > 0) == (case.op == "conv2d")
 
 
 def test_figures_follow_from_the_times():
@@ -278,8 +289,9 @@ def test_sweep_fits_a_line():
 @pytest.mark.parametrize("op", bench.OPS)
 def test_sweeps_grow(op):
     for name in sweep.SWEEPS[op]:
-        cases = [case for grows, case in sweep.cases(op) if grows == name]
-        sizes = [case.draw(CPU, torch.float32)["input"].numel() for case in cases]
+        with FakeTensorMode():
+            inputs = [case.draw(CPU, torch.float32) for grows, case in sweep.cases(op) if grows == name]
+        sizes = [x["input"].numel() for x in inputs]
         assert len(sizes) >= 3 and sizes == sorted(set(sizes))
 
 
