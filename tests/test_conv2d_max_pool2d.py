@@ -41,6 +41,8 @@ def tensors(name, dtype=torch.float32):
 @pytest.mark.parametrize("activation", [None, "relu", "tanh", "leaky_relu"])
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients(on, name, activation):
+    if on == "triton" and activation == "leaky_relu":
+        pytest.skip("as tanh: torch's own, after two kernels; and the interpreter is slow")
     inputs, options, pool = tensors(name)
     out = F.conv2d_max_pool2d(*inputs, **options, activation=activation, **pool)
     torchs = plain(*inputs, options, pool, activation)
