@@ -34,7 +34,10 @@ KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 #: built for a GPU but runs on the CPU (emulated, interpreted) is for tests, and ``auto`` passes over it.
 _COMPUTED = "computed, not yet measured"
 _AUTO: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
-    "cpu": {op: (("cpu", "measured: bench/results/cpu"),) for op in OPS},
+    "cpu": {
+        **{op: (("cpu", "measured: bench/results/cpu"),) for op in OPS},
+        "conv2d": (("cpu", "few channels and depthwise, else torch (measured: bench/results/cpu)"),),
+    },
     "cuda": {
         "conv2d": (("cuda", f"cuDNN with bias and activation in one pass behind it ({_COMPUTED})"),),
         "batch_norm": (
