@@ -54,7 +54,7 @@ void batch_norm_backward(const Library& library, const at::Tensor& grad_out, con
 }
 
 void cross_entropy_forward(const Library& library, const at::Tensor& input, const at::Tensor& target,
-                           const Optional& weight, const at::Tensor& loss, const at::Tensor& lse,
+                           const Optional& weight, const at::Tensor& loss, const Optional& lse,
                            const at::Tensor& total_weight, int64_t ignore_index, double label_smoothing,
                            const std::string& reduction) {
   CrossEntropyForward p{view(input), view(target),        view(weight), view(loss),      view(lse),
@@ -134,7 +134,7 @@ struct Direct<params, Params (*)(const at::Tensor&, Args...)> {
   }
   static auto covers(const char* name) {
     return [name](const Library& library, const at::Tensor& first, Args... args) {
-      return library.covers(name, params(first, args...));
+      return library.covers(name, params(first, args...), first);
     };
   }
 };

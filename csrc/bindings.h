@@ -207,8 +207,10 @@ class Library {
     if (error != nullptr) throw std::runtime_error(std::string("fastdl.") + name + ": " + error);
   }
 
+  // Asked with the tensor's device as the current one: what it can do is part of the answer.
   template <class Params>
-  bool covers(const char* name, const Params& params) const {
+  bool covers(const char* name, const Params& params, const at::Tensor& on) const {
+    const c10::DeviceGuard guard(on.device());
     return symbol<Covers<Params>>(name)(&params);
   }
 

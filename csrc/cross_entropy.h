@@ -12,7 +12,7 @@ struct CrossEntropyForward {
   Tensor target;        // [N, D] int64 or uint8 class indices, or [N, C, D] probabilities of input's dtype; any strides
   Tensor weight;        // [C] float, contiguous; or absent
   Tensor loss;          // [N, D] or, reduced, []; input's dtype or float32
-  Tensor lse;           // [N, D] float32, log(sum(exp(row)))
+  Tensor lse;           // [N, D] float32, log(sum(exp(row))); absent: no backward follows
   Tensor total_weight;  // [] float32, what the mean divides by; written for kMean, no elements else
   int64_t ignore_index;
   double label_smoothing;

@@ -9,6 +9,8 @@ namespace fastdl {
 namespace {
 
 constexpr int kThreads = 256;
+// Least blocks on a multiprocessor. Where ptxas is left to choose, it may spill a few bytes to have one block more.
+constexpr int kAny = 0, kOne = 1;
 constexpr float kLog2E = 1.4426950408889634f;
 
 // What the loss of a row is made of beside weight[t] * nll(t).

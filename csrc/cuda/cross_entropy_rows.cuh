@@ -1,7 +1,7 @@
 // A team of threads for each row, its classes side by side: a warp, or a block, or a cluster of blocks.
 //
 // Teams read 16 bytes per thread where every row is aligned for it. Backward keeps a row in registers where it fits
-// and divides its softmax by its own sum; a longer row is streamed, its softmax taken from lse.
+// and divides its softmax by its own sum; a longer row is streamed, its softmax taken from lse, or read twice.
 #pragma once
 
 #include "cross_entropy_problem.cuh"
@@ -11,6 +11,8 @@ namespace fastdl {
 namespace {
 
 constexpr int kResident = 32;  // logits that a thread keeps in registers
+// Up to here the rounding of lse is no worse than that of torch's log-probabilities (of many classes: ten and more).
+constexpr float kExactLse = 32.0f;
 // Logits that a thread takes at a time; with 16-byte loads no less than one of them.
 template <Share kShare>
 constexpr int kStep = kShare == Share::kNone ? 16 : 8;
@@ -67,7 +69,7 @@ struct Part {
 
 // kCluster: a cluster's blocks share one row; else a block takes kThreads / kTeam rows at a time.
 template <class T, Share kShare, int kTeam, int V, bool kCluster>
-__global__ void __launch_bounds__(kThreads) cross_entropy_rows_forward(Problem p, Losses losses) {
+__global__ void __launch_bounds__(kThreads, kCluster ? kOne : kAny) cross_entropy_rows_forward(Problem p, Losses losses) {
   constexpr int kVectors = kStep<kShare> / V, kRows = kThreads / kTeam;
   __shared__ float reduced[kThreads / kWarp];
   __shared__ Sums summed[kThreads / kWarp];
@@ -139,7 +141,7 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_rows_forward(Problem p
 }
 
 template <class T, Share kShare, int kTeam, int V, bool kInRegisters>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kTeam == kWarp && V == 1 && kShare == Share::kSmooth ? kOne : kAny)
     cross_entropy_rows_backward(Problem p, Scale scale_of, const float* lse, Tensor grad) {
   constexpr int kRows = kThreads / kTeam, kVectors = (kInRegisters ? kResident : kStep<kShare>) / V;
   constexpr int kStride = kTeam * V;
@@ -177,6 +179,18 @@ __global__ void __launch_bounds__(kThreads)
     }
 
     const float row_lse = lse[r];
+    // dividing by the row's own sum makes up for the rounding of lse; a streamed row is read twice where that matters
+    float factor = sum_a;
+    if (!kInRegisters && !(fabsf(row_lse) <= kExactLse)) {
+      float sum = 0.0f;
+      for (int c = lane * V; c < classes; c += kStride) {
+        float e[V];
+        load_classes<V, Cache::kReadOnly>(x, c, classes, -infinity(), e);
+#pragma unroll
+        for (int i = 0; i < V; ++i) sum += fast_exp(e[i] - row_lse);
+      }
+      factor = sum_a / team_reduce<kTeam>(sum, Sum{}, reduced);
+    }
     int start = lane * V;
     do {
       float e[kVectors * V];
@@ -189,8 +203,7 @@ __global__ void __launch_bounds__(kThreads)
         e[i] = fast_exp(e[i] - row_lse);
         sum += e[i];
       }
-      // dividing by the row's own sum makes up for the rounding of lse
-      const float factor = kInRegisters ? sum_a / team_reduce<kTeam>(sum, Sum{}, reduced) : sum_a;
+      if constexpr (kInRegisters) factor = sum_a / team_reduce<kTeam>(sum, Sum{}, reduced);
 #pragma unroll
       for (int i = 0; i < kVectors; ++i) {
         const int c = start + i * kStride;
