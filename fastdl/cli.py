@@ -172,6 +172,7 @@ def bench(
     ] = None,
     layout: Annotated[list[str] | None, typer.Option(help="contiguous or channels_last; repeatable.")] = None,
     models: Annotated[bool, typer.Option("--models", help="Training steps of networks as well.")] = False,
+    only_models: Annotated[bool, typer.Option("--only-models", help="Training steps alone.")] = False,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="How cost grows with batch, channels, image, classes, instead.")
     ] = False,
@@ -240,18 +241,18 @@ def bench(
     _check_choice("OPS", ops, backends.OPS)
     _check_choice("--direction", direction, b.DIRECTIONS)
     _check_choice("--layout", layout, b.LAYOUTS)
-    _check_choice("--peers", named, b.PEERS)
+    _check_choice("--peers", named, (*b.PEERS, *command.IMPLEMENTATIONS))
     dtypes = {str(d).removeprefix("torch."): d for d in backends.KERNEL_DTYPES}
     _check_choice("--dtype", [dtype], dtypes)
     plan = command.Plan(
         torch.device(device),
-        ops or backends.OPS,
+        () if only_models else ops or backends.OPS,
         case or (),
         direction or b.DIRECTIONS,
         layout or tuple(b.LAYOUTS),
         dtypes[dtype],
         named,
-        models,
+        models or only_models,
         sweep,
         goals,
         seconds,

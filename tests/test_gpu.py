@@ -148,7 +148,7 @@ def test_converted_model_on_kernels(make, shape):
 
     with backends.record() as choices:
         ours = grads(fast, F.cross_entropy, x)
-    assert {"triton"} <= {c.backend for c in choices}
+    assert {c.backend for c in choices} & {"cuda", "triton"}
     torchs = grads(stock, torch.nn.functional.cross_entropy, x)
     oracle = grads(stock.double(), torch.nn.functional.cross_entropy, x.double())
     for a, b, c in zip(ours, torchs, oracle, strict=True):
