@@ -137,7 +137,12 @@ def build(folder: Path, cuda: list[str] | None) -> list[Path]:
         defines = [f"-DFASTDL_CAPABILITY={capability}"]
         ninja.library(f"fastdl_cpu_{capability}", sources, compiler(), [*CXX_FLAGS, *flags, *defines], [])
     if cuda:
-        sources = sorted((CSRC / "cuda").glob("*.cu"))
-        flags = [*NVCC_FLAGS, *gencodes(cuda), f"-DFASTDL_ARCHITECTURES={','.join(cuda)}"]
-        ninja.library("fastdl_cuda", sources, nvcc(), flags, ["-cudart", "static"])
+        add_cuda(ninja, cuda)
     return ninja.run(folder)
+
+
+def add_cuda(ninja: Ninja, architectures: list[str]) -> None:
+    """The CUDA library, by nvcc."""
+    sources = sorted((CSRC / "cuda").glob("*.cu"))
+    flags = [*NVCC_FLAGS, *gencodes(architectures), f"-DFASTDL_ARCHITECTURES={','.join(architectures)}"]
+    ninja.library("fastdl_cuda", sources, nvcc(), flags, ["-cudart", "static"])

@@ -83,8 +83,8 @@ def cross_entropy_gradient(
 
     if LOOP:
         row_lse = tl.load(lse + r, rows, other=0.0)
-        # Far from 0 its rounding shows more than that of torch's log-probabilities (of many classes: ten and
-        # more): then the row is read once more, and divided by its own sum.
+        # Far from 0 its rounding is worse than that of torch's log-probabilities (for many classes 10 to 20):
+        # then the row is read once more, and divided by its own sum.
         if tl.max(tl.abs(row_lse)) > 32.0:
             total = tl.zeros((BLOCK_R,), tl.float32)
             for start in range(0, stop, BLOCK_C):

@@ -16,6 +16,10 @@ from test_backends import python
 from fastdl import backends, native
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "csrc"))  # its tools are scripts
+
+import build as kernels  # noqa: E402  csrc/build.py
+
 BUILT = native.library("cpu")[0] is not None
 
 needs_kernels = pytest.mark.skipif(not BUILT, reason="installed without the C++ kernels")
@@ -149,6 +153,73 @@ def setup(*arguments: str, **environment: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def refused(path: Path) -> list[str]:
+    """What every entry of the library says where there is no device."""
+    return python(
+        f"""
+        import torch
+        from fastdl import _C
+
+        library = _C.Library({str(path)!r})
+        x, w, one, scalar = torch.randn(2, 4, 8, 8), torch.randn(4, 4, 3, 3), torch.randn(4), torch.zeros(())
+        pooled, offsets = torch.empty(2, 4, 4, 4), torch.zeros(2, 4, 4, 4, dtype=torch.uint8)
+        theta, logits = torch.randn(2, 2, 3), torch.randn(2, 5, 3)
+        target = torch.zeros(2, 3, dtype=torch.long)
+        act = dict(activation="relu", activation_param=0.0)
+        pool = dict(kernel_size=(2, 2), stride=(2, 2), padding=(0, 0), dilation=(1, 1))
+        norm = dict(training=True, **act)
+        loss = dict(ignore_index=-100, label_smoothing=0.0, reduction="mean")
+        grid = dict(mode="bilinear", padding_mode="zeros", align_corners=False)
+        conv = dict(stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1)
+        after = dict(pool_kernel_size=(2, 2), pool_stride=(2, 2))
+        l, y = library, torch.empty_like(x)
+        calls = [
+            lambda: l.max_pool2d_forward(x, pooled, offsets, **pool),
+            lambda: l.max_pool2d_backward(pooled, offsets, y, **pool),
+            lambda: l.batch_norm_forward(
+                x, one, one, None, None, None, y, one, one, None, momentum=0.1, eps=1e-5, **norm
+            ),
+            lambda: l.batch_norm_backward(x, x, one, one, None, one, one, None, y, one, one, None, **norm),
+            lambda: l.cross_entropy_forward(logits, target, None, scalar, logits[:, 0], scalar, **loss),
+            lambda: l.cross_entropy_backward(
+                scalar, logits, target, None, logits[:, 0], scalar, logits, **loss
+            ),
+            lambda: l.affine_grid_sample_forward(x, theta, y, **grid),
+            lambda: l.affine_grid_sample_backward(y, x, theta, x, theta, **grid),
+            lambda: l.conv2d_forward(x, w, one, y, **conv, **act),
+            lambda: l.conv2d_backward(y, x, w, None, w, **conv),
+            lambda: l.conv2d_max_pool2d(x, w, one, pooled, offsets, **conv, **act, **after),
+            lambda: l.conv2d_epilogue(y, one, **act),
+            lambda: l.conv2d_epilogue_backward(y, y, x, one, **act),
+        ]
+        print(library.describe())
+        for call in calls:
+            try:
+                call()
+                print("no error")
+            except RuntimeError as error:
+                print(error)
+        """,
+        CUDA_VISIBLE_DEVICES="",
+    ).splitlines()
+
+
+@needs_kernels
+@pytest.mark.slow
+@pytest.mark.skipif(kernels.nvcc() is None, reason="needs nvcc")
+def test_cuda_library_without_a_gpu(tmp_path):
+    """As nvcc builds it, for one architecture: whole, and where there is no device an error and no crash."""
+    ninja = kernels.Ninja()
+    kernels.add_cuda(ninja, ["9.0"])
+    (path,) = ninja.run(tmp_path)
+    library = ctypes.CDLL(str(path))
+    assert [name for name in sorted(entries()) if not hasattr(library, name)] == []
+    about, *errors = refused(path)
+    assert about == "cuda 9.0"
+    assert len(errors) == sum("covers" not in name for name in entries()) - 2  # version, describe
+    assert all(re.match(r"fastdl\.\w+: .*(CUDA driver|CUDA-capable device)", e) for e in errors), errors
 
 
 @pytest.mark.slow

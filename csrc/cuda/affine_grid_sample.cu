@@ -10,6 +10,7 @@ FASTDL_EXPORT const char* fastdl_affine_grid_sample_forward(const fastdl::Affine
                                                             fastdl::Context* context) {
   if (p->out.numel() == 0) return nullptr;
   const fastdl::DeviceGuard guard(context->device);
+  if (guard.error()) return guard.error();
   return fastdl::affine::sample(*p, context);
 }
 
@@ -17,6 +18,7 @@ FASTDL_EXPORT const char* fastdl_affine_grid_sample_backward(const fastdl::Affin
                                                              fastdl::Context* context) {
   using namespace fastdl;
   const DeviceGuard guard(context->device);
+  if (guard.error()) return guard.error();
   if (p->grad_input && p->grad_input.numel()) {
     if (const char* error = affine::gather_grad_input(*p, context)) return error;
   }

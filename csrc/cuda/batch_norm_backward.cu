@@ -315,6 +315,7 @@ const char* backward(const BatchNormBackward& p, Context* context) {
 FASTDL_EXPORT const char* fastdl_batch_norm_backward(const fastdl::BatchNormBackward* p, fastdl::Context* context) {
   using namespace fastdl;
   const DeviceGuard guard(context->device);
+  if (guard.error()) return guard.error();
   return dispatch_float(p->x.dtype, [&](auto type) {
     return batch_norm::backward<typename decltype(type)::type>(*p, context);
   });

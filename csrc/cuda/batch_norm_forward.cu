@@ -361,6 +361,7 @@ const char* forward(const BatchNormForward& p, Context* context) {
 FASTDL_EXPORT const char* fastdl_batch_norm_forward(const fastdl::BatchNormForward* p, fastdl::Context* context) {
   using namespace fastdl;
   const DeviceGuard guard(context->device);
+  if (guard.error()) return guard.error();
   return dispatch_float(p->x.dtype, [&](auto type) {
     return batch_norm::forward<typename decltype(type)::type>(*p, context);
   });

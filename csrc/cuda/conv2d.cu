@@ -18,6 +18,8 @@ FASTDL_EXPORT bool fastdl_conv2d_max_pool2d_covers(const fastdl::Conv2dMaxPool2d
 }
 
 FASTDL_EXPORT const char* fastdl_conv2d_forward(const fastdl::Conv2dForward* p, fastdl::Context* context) {
+  const fastdl::DeviceGuard guard(context->device);
+  if (guard.error()) return guard.error();
   if (fastdl::conv2d_depthwise_covers(p->x, p->weight, p->convolution)) {
     return fastdl::conv2d_depthwise_forward(*p, context);
   }
@@ -25,6 +27,8 @@ FASTDL_EXPORT const char* fastdl_conv2d_forward(const fastdl::Conv2dForward* p, 
 }
 
 FASTDL_EXPORT const char* fastdl_conv2d_backward(const fastdl::Conv2dBackward* p, fastdl::Context* context) {
+  const fastdl::DeviceGuard guard(context->device);
+  if (guard.error()) return guard.error();
   if (fastdl::conv2d_depthwise_covers(p->x, p->weight, p->convolution)) {
     if (p->grad_x) FASTDL_TRY(fastdl::conv2d_depthwise_grad_x(*p, context));
     return p->grad_weight ? fastdl::conv2d_depthwise_grad_weight(*p, context) : nullptr;
@@ -35,5 +39,7 @@ FASTDL_EXPORT const char* fastdl_conv2d_backward(const fastdl::Conv2dBackward* p
 
 FASTDL_EXPORT const char* fastdl_conv2d_max_pool2d(const fastdl::Conv2dMaxPool2d* p,
                                                    fastdl::Context* context) {
+  const fastdl::DeviceGuard guard(context->device);
+  if (guard.error()) return guard.error();
   return fastdl::conv2d_direct_pool(*p, context);
 }

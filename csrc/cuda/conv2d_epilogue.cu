@@ -82,6 +82,8 @@ const char* finish_activation(const Tensor& out, Activation activation, float pa
 FASTDL_EXPORT const char* fastdl_conv2d_epilogue(const fastdl::Conv2dEpilogue* p, fastdl::Context* context) {
   using namespace fastdl;
   if (!p->bias && p->activation == Activation::kNone) return nullptr;
+  const DeviceGuard guard(context->device);
+  if (guard.error()) return guard.error();
   const bool plain = is_contiguous(p->out);
   if (!plain && !is_channels_last(p->out)) return "expected out contiguous or channels_last";
   const int64_t channels = p->out.size[1], inner = plain ? p->out.size[2] * p->out.size[3] : 1;

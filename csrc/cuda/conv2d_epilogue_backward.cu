@@ -158,6 +158,8 @@ FASTDL_EXPORT const char* fastdl_conv2d_epilogue_backward(const fastdl::Conv2dEp
                                                           fastdl::Context* context) {
   using namespace fastdl;
   if (!p->grad_pre && !p->grad_bias) return nullptr;
+  const DeviceGuard guard(context->device);
+  if (guard.error()) return guard.error();
   const Tensor& g = p->grad_out;
   const Tensor& saved = p->activation == Activation::kNone ? Tensor{} : p->out;
   // All three in one dense layout: then the same walk serves them. Otherwise the layout of what is written.

@@ -47,6 +47,7 @@ const char* run(const CrossEntropyBackward& params, Context* context) {
 const char* fastdl_cross_entropy_backward(const fastdl::CrossEntropyBackward* params, fastdl::Context* context) {
   using namespace fastdl;
   const DeviceGuard guard(context->device);
+  if (guard.error()) return guard.error();
   return dispatch_float(params->input.dtype, [&](auto type) {
     return dispatch_share(Problem(*params).kind(params->label_smoothing), [&](auto share) {
       return run<typename decltype(type)::type, decltype(share)::value>(*params, context);

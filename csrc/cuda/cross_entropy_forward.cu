@@ -50,6 +50,7 @@ const char* run(const CrossEntropyForward& params, Context* context) {
 const char* fastdl_cross_entropy_forward(const fastdl::CrossEntropyForward* params, fastdl::Context* context) {
   using namespace fastdl;
   const DeviceGuard guard(context->device);
+  if (guard.error()) return guard.error();
   return dispatch_float(params->input.dtype, [&](auto type) {
     return dispatch_share(Problem(*params).kind(params->label_smoothing), [&](auto share) {
       return run<typename decltype(type)::type, decltype(share)::value>(*params, context);

@@ -189,6 +189,7 @@ FASTDL_EXPORT const char* fastdl_max_pool2d_backward(const fastdl::MaxPool2dBack
   using namespace fastdl::max_pool2d;
   if (p->grad_x.numel() == 0) return nullptr;
   const DeviceGuard guard(context->device);
+  if (guard.error()) return guard.error();
   const HostAxis rows = max_pool2d::axis(p->window, 0, p->grad_x.size[2], p->grad_out.size[2]);
   const HostAxis columns = max_pool2d::axis(p->window, 1, p->grad_x.size[3], p->grad_out.size[3]);
   const bool narrow = fits(p->grad_x, p->grad_out, rows, columns) && fits(p->grad_x, p->offsets, rows, columns);

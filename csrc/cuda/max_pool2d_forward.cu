@@ -281,6 +281,7 @@ FASTDL_EXPORT const char* fastdl_max_pool2d_forward(const fastdl::MaxPool2dForwa
   using namespace fastdl::max_pool2d;
   if (p->out.numel() == 0) return nullptr;
   const DeviceGuard guard(context->device);
+  if (guard.error()) return guard.error();
   return dispatch_float(p->x.dtype, [&](auto t) {
     using T = typename decltype(t)::type;
     if (!p->offsets) return forward<T, NoCells>(*p, context);

@@ -44,19 +44,24 @@ inline const char* describe(cudaError_t error) {
     if (const char* fastdl_error = ::fastdl::describe(call)) return fastdl_error; \
   } while (false)
 
-// Makes `device` current, and the old one again.
+// Makes `device` current, and the old one again. error(): why it cannot be, such as that there is none.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
-    if (cudaGetDevice(&old_) == cudaSuccess && old_ != device) changed_ = cudaSetDevice(device) == cudaSuccess;
+    error_ = describe(cudaGetDevice(&old_));
+    if (error_ || old_ == device) return;
+    error_ = describe(cudaSetDevice(device));
+    changed_ = error_ == nullptr;
   }
   ~DeviceGuard() {
     if (changed_) (void)cudaSetDevice(old_);
   }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
+  const char* error() const { return error_; }
 
  private:
+  const char* error_ = nullptr;
   int old_ = 0;
   bool changed_ = false;
 };

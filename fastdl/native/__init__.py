@@ -84,6 +84,8 @@ def describe() -> dict[str, str]:
     for backend in ("cpu", "cuda"):
         found, reason = library(backend)
         lines[backend] = reason if found is None else found.describe()
+        if found is not None and backend == "cuda" and not emulation() and not torch.cuda.is_available():
+            lines[backend] += ": no CUDA device here, or no CUDA build of torch"
     return lines
 
 

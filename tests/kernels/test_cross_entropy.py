@@ -182,9 +182,7 @@ def test_logits_far_from_zero_do_not_cancel(offset, smoothing):
         assert not judge(ours(x, target, **opts)[0], *wanted).failure
     x = logits(6, 10, 1) + offset
     check(x, classes(x), label_smoothing=smoothing)
-    x = (
-        2 * logits(3, 9001, 1) + offset
-    )  # too long a row for registers: lse is far from 0, and so is its rounding
+    x = 2 * logits(3, 9001, 1) + offset  # too long for registers: the rounding of lse would show
     check(x, torch.tensor([[5], [0], [9000]], device=DEVICE), label_smoothing=smoothing, reduction="sum")
 
 
