@@ -12,6 +12,9 @@ const char* planar_max_pool2d(const Conv2dMaxPool2d&, Context*);
 // conv2d_wgrad.cpp: rows of grad_out contiguous, strides of at most kMaxStep.
 const char* planar_wgrad(const Conv2dBackward&, Context*);
 
+// conv2d_channels.cpp: out channels_last, no groups.
+const char* channels_forward(const Conv2dForward&, Context*);
+
 // conv2d_depthwise_channels.cpp: 3x3, x and out channels_last.
 bool depthwise_channels_fits(const Conv2dForward&);
 const char* depthwise_channels_forward(const Conv2dForward&, Context*);

@@ -136,8 +136,8 @@ struct Packing {
       distance = step * stride;
     }
 
-    // A row of the image, from its first pixel on, to a packed row. The one `next` further comes soon, too far
-    // away for the machine to see it coming.
+    // A row of the image, from its first pixel on, to a packed row. The one `next` further comes soon, too
+    // far away for the machine to see it coming.
     FASTDL_INLINE void copy(const float* from, int64_t next, float* to) const {
       const float* source = from + shift;
       fill_zeros(to, 0, begin);

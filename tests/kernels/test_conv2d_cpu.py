@@ -148,6 +148,34 @@ def test_forward(library, name, layout):
         held(got, lambda *t: F.relu(F.conv2d(*t, **options)), x, weight, values)
 
 
+CHANNELS = {
+    **{name: DIRECT[name] for name in ("lenet", "vgg", "stem", "stride 4", "two outputs")},
+    "stride (1, 3), dilation (3, 2)": DIRECT["stride (1, 3), dilation (3, 2)"],
+    "padding past the image": DIRECT["padding past the image"],
+    "3 -> 64": ((2, 3, 9, 13), (64, 3, 3, 3), window(padding=1)),
+    "3 -> 100": ((1, 3, 5, 7), (100, 3, 3, 3), window(padding=1)),
+    "4 -> 40, narrow": ((2, 4, 6, 5), (40, 4, 5, 5), window(1, 2)),
+    "1x1": ((2, 2, 5, 33), (17, 2, 1, 1), window()),
+    "one column": ((2, 3, 7, 3), (48, 3, 3, 3), window()),
+}
+
+
+@pytest.mark.parametrize("layout", [nchw, misaligned, sliced, channels_last])
+@pytest.mark.parametrize("name", CHANNELS)
+def test_forward_of_channels(library, name, layout):
+    x_shape, weight_shape, options = CHANNELS[name]
+    x, weight, bias = normal(*x_shape), normal(*weight_shape, seed=1), normal(weight_shape[0], seed=2)
+    for values in (bias, None):
+        got = direct_forward(
+            library, layout(x), layout(weight), values, options, channels_last, **act("relu")
+        )
+        held(got, lambda *t: F.relu(F.conv2d(*t, **options)), x, weight, values)
+    for value in (NAN, INF):
+        x[0, 0, x_shape[2] // 2, -1] = value
+        got = direct_forward(library, layout(x), weight, bias, options, channels_last, **act("tanh"))
+        held(got, lambda *t: F.conv2d(*t, **options).tanh(), x, weight, bias)
+
+
 @pytest.mark.parametrize("name", DEPTHWISE_CHANNELS)
 def test_depthwise_of_channels(library, name):
     x_shape, weight_shape, options = DEPTHWISE_CHANNELS[name]
@@ -288,7 +316,9 @@ def test_what_is_not_covered(library):
         return library.conv2d_forward_covers(x, weight, None, out, **options, **act())
 
     assert covered((1, 3, 32, 32), (64, 3, 3, 3), window(padding=1))
-    assert not covered((1, 3, 32, 32), (64, 3, 3, 3), window(padding=1), channels_last)
+    assert covered((1, 3, 32, 32), (64, 3, 3, 3), window(padding=1), channels_last)
+    assert not covered((1, 8, 32, 32), (64, 8, 3, 3), window(padding=1), channels_last)
+    assert not covered((1, 3, 224, 224), (64, 3, 11, 11), window(4, 2), channels_last)
     assert not covered((1, 3, 32, 32), (64, 3, 3, 3), window(padding=1), dtype=BF16)
     assert not covered((1, 16, 32, 32), (64, 16, 3, 3), window(padding=1))
     assert not covered((1, 3, 224, 224), (64, 3, 11, 11), window(4, 2))
@@ -298,14 +328,15 @@ def test_what_is_not_covered(library):
     assert not covered((1, 40, 28, 28), (40, 1, 5, 5), window(padding=2, groups=40), channels_last)
 
 
+@pytest.mark.parametrize("layout", [nchw, channels_last])
 @pytest.mark.parametrize("name", ["lenet", "vgg", "depthwise 3x3"])
-def test_any_number_of_threads_gives_the_same_forward(library, threads, name):
+def test_any_number_of_threads_gives_the_same_forward(library, threads, name, layout):
     x_shape, weight_shape, options = DIRECT[name]
-    x, weight = normal(32, *x_shape[1:]), normal(*weight_shape, seed=1)
+    x, weight = layout(normal(32, *x_shape[1:])), normal(*weight_shape, seed=1)
     found = []
     for number in (1, 2, 3):
         threads(number)
-        found.append(direct_forward(library, x, weight, None, options))
+        found.append(direct_forward(library, x, weight, None, options, layout))
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
