@@ -1,6 +1,6 @@
 """The package, its C++ and CUDA kernels, and what pyproject.toml cannot describe of the two.
 
-fastdl._C (csrc/bindings.cpp, calls.cpp) is built by torch.utils.cpp_extension wherever torch and a C++
+fastdl._C (csrc/bindings.cpp, calls*.cpp) is built by torch.utils.cpp_extension wherever torch and a C++
 compiler are; the kernel libraries beside it by csrc/build.py. Environment variables:
 
     FASTDL_NATIVE=0        no C++ at all: plain Python, Triton and PyTorch
@@ -113,7 +113,7 @@ def native() -> dict:
 
     extension = CppExtension(
         "fastdl._C",
-        ["csrc/bindings.cpp", "csrc/calls.cpp"],
+        ["csrc/bindings.cpp", "csrc/calls.cpp", "csrc/calls_conv2d.cpp"],
         extra_compile_args=["-O2", "-g0", "-fvisibility=hidden"],
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": Build.with_options(use_ninja=True)}}

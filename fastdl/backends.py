@@ -208,7 +208,9 @@ def short_way(op: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, A
 
 @functools.cache
 def _short_way(op: str, forced: str, kind: str, index: int | None, dtype: torch.dtype) -> tuple[Any, Any]:
-    backend, _ = _picked(op, forced, kind, index, dtype)
+    parts = ("conv2d", "max_pool2d") if op == "conv2d_max_pool2d" else (op,)  # one library for both
+    picked = {_picked(part, forced, kind, index, dtype)[0] for part in parts}
+    backend = picked.pop() if len(picked) == 1 else ""
     if backend not in ("cpu", "cuda") or (kind == "cuda" and CHECK):
         return None, None
     from . import native

@@ -42,11 +42,33 @@ def sample(x, theta, **options):
     return F.affine_grid_sample(x, theta, (theta.shape[0], x.shape[1], 5, 7), align_corners=False, **options)
 
 
+def conv(x, weight, bias=None, activation="relu", **options):
+    return F.conv2d(x, weight, bias, padding=1, activation=activation, **options)
+
+
+def conv_pool(x, weight, bias=None, activation="relu"):
+    return F.conv2d_max_pool2d(x, weight, bias, padding=(2, 1), activation=activation, pool_kernel_size=2)
+
+
+def last(*shapes):
+    return lambda: [normal(*shapes[0]).to(memory_format=torch.channels_last), *sized(*shapes[1:])()]
+
+
 def sized(*shapes):
     return lambda: [normal(*shape) for shape in shapes]
 
 
 CASES = {
+    "conv2d": (conv, sized((2, 3, 9, 40), (5, 3, 3, 3), (5,))),
+    "conv2d, no bias": (lambda x, w: conv(x, w, None, "elu"), sized((2, 1, 28, 28), (6, 1, 5, 5))),
+    "conv2d, no activation": (lambda *t: conv(*t, None, stride=2), sized((2, 3, 9, 60), (5, 3, 3, 3), (5,))),
+    "conv2d, channels_last": (conv, last((2, 3, 9, 24), (16, 3, 3, 3), (16,))),
+    "conv2d, depthwise": (lambda *t: conv(*t, groups=8), sized((2, 8, 9, 32), (8, 1, 3, 3), (8,))),
+    "conv2d_max_pool2d": (conv_pool, sized((2, 3, 9, 60), (6, 3, 3, 3), (6,))),
+    "conv2d_max_pool2d, tanh": (
+        lambda x, w: conv_pool(x, w, None, "tanh"),
+        sized((2, 1, 29, 28), (6, 1, 5, 5)),
+    ),
     "max_pool2d": (pool, sized((2, 3, 9, 8))),
     "max_pool2d, channels_last": (pool, lambda: [normal(2, 3, 9, 8).to(memory_format=torch.channels_last)]),
     "batch_norm": (norm, sized((4, 3, 5, 5), (3,), (3,))),
@@ -162,6 +184,27 @@ def test_no_gradient_saves_nothing(native):
             out = result[0] if isinstance(result, tuple) else result
             assert out.grad_fn is None
     assert not packed
+
+
+@pytest.mark.skipif("cpu" not in NATIVE_BACKENDS, reason="no CPU kernels here")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_torchs_own_convolution(activation, dtype, long_way, monkeypatch):
+    """Where no kernel of ours is faster and none was named."""
+
+    def make():
+        return [t.to(dtype) for t in (torch.randn(2, 24, 9, 9), torch.randn(8, 24, 3, 3), torch.randn(8))]
+
+    function = lambda x, w, b: conv(x, w, b, activation)  # noqa: E731
+    expected = long_way(values_and_gradients, function, make)
+    answers = taken(monkeypatch)
+    got = values_and_gradients(function, make)
+    assert len(answers) == 1 and answers[0] is not None
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b) and a.stride() == b.stride()
+    with fastdl.use_backend("cpu"):  # not the kernels that were asked for
+        function(*make())
+    assert answers[1] is None
 
 
 def test_changed_in_place_is_noticed(native):

@@ -26,18 +26,17 @@ def direct(
     padding: tuple[int, int],
     dilation: tuple[int, int],
     groups: int,
+    channels_last: bool,
 ) -> bool:
-    """Whether the library's own kernels would serve the forward pass."""
+    """Whether the library's own kernels would serve the forward pass; ``channels_last``: of the output."""
     spatial = [
         (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1
         for i in (0, 1)
     ]
-    last = torch.channels_last
-    is_last = any(t.is_contiguous(memory_format=last) and not t.is_contiguous() for t in (x, weight))
-    format = last if is_last else torch.contiguous_format
-    out = torch.empty(
-        (x.shape[0], weight.shape[0], *spatial), dtype=x.dtype, memory_format=format
-    )  # never touched
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    # no memory: what it would take and give back moves the heap under the next allocation
+    shape = (x.shape[0], weight.shape[0], *spatial)
+    out = torch.empty(shape, dtype=x.dtype, memory_format=format, device="meta")
     return library.conv2d_forward_covers(
         x, weight, None, out, stride=stride, padding=padding, dilation=dilation, groups=groups, activation="",
         activation_param=0.0,

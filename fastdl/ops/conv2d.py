@@ -26,6 +26,7 @@ from ._common import (
     needs_grad,
     pair,
     register,
+    short_way,
     unsupported,
     wanted,
 )
@@ -46,8 +47,12 @@ def conv2d(
     activation_param: float | None,
 ) -> Tensor:
     """``fastdl.functional.conv2d`` after its defaults."""
-    check_tensors(OP, ("bias",), input=input, weight=weight, bias=bias)
     name, param = activations.resolve(OP, activation, activation_param)
+    window = (stride, padding, dilation, groups)
+    out = short_way(OP, input, weight, bias, *window, name, param, backends.automatic())
+    if out is not None:
+        return out
+    check_tensors(OP, ("bias",), input=input, weight=weight, bias=bias)
     stride, dilation = pair(OP, "stride", stride), pair(OP, "dilation", dilation)
     groups = int(groups) if isinstance(groups, numbers.Integral) else groups  # NumPy's
     low = autocast_dtype(input)
@@ -157,7 +162,9 @@ def _as_fast_without(
     if library is None:
         return reason
     x = input if input.dim() == 4 else input.unsqueeze(0)
-    if x.dtype != torch.float32 or not composed.direct(library, x, weight, stride, padding, dilation, groups):
+    last = is_channels_last(x) or is_channels_last(weight)
+    window = (stride, padding, dilation, groups)
+    if x.dtype != torch.float32 or not composed.direct(library, x, weight, *window, last):
         return "oneDNN's convolution is as fast"
     return None
 
@@ -274,10 +281,20 @@ class _Conv2d(torch.autograd.Function):
         x, weight, bias, out = ctx.saved_tensors
         needs = [ctx.needs_input_grad[i] for i in range(3)]
         if torch.is_grad_enabled():
-            with reference.no_autocast(x):
-                y = reference.conv2d(x, weight, bias, *ctx.window, *ctx.activation)
-            grads = differentiate(y, [x, weight, bias], grad_out)
+            grads = differentiable_backward(grad_out, x, weight, bias, *ctx.window, *ctx.activation)
         else:
             found = backward_op(grad_out, x, weight, out, *ctx.window, *ctx.activation, needs, ctx.backend)
             grads = [*map(wanted, found, needs)]
         return *grads, *[None] * (len(Forward._fields) - 3)
+
+
+def differentiable_backward(
+    grad_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any
+) -> list[Tensor | None]:
+    """The gradients of x, weight and bias by plain torch, so that they can be differentiated.
+
+    ``options``: stride, padding, dilation, groups, activation, activation_param.
+    """
+    with reference.no_autocast(x):
+        y = reference.conv2d(x, weight, bias, *options)
+    return differentiate(y, [x, weight, bias], grad_out)

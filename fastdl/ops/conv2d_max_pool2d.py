@@ -14,7 +14,16 @@ from torch import Tensor
 from .. import activations, backends, native, reference
 from . import conv2d as _conv2d
 from . import max_pool2d as _max_pool2d
-from ._common import autocast_dtype, differentiate, needs_grad, pair, unsupported, wanted
+from ._common import (
+    autocast_dtype,
+    differentiate,
+    is_channels_last,
+    needs_grad,
+    pair,
+    short_way,
+    unsupported,
+    wanted,
+)
 
 OP = "conv2d_max_pool2d"
 Pair = tuple[int, int]
@@ -37,9 +46,10 @@ def conv2d_max_pool2d(
     name, param = activations.resolve(OP, activation, activation_param)
     pool = pair(OP, "pool_kernel_size", pool_kernel_size)
     pool = pool, (pool if pool_stride is None else pair(OP, "pool_stride", pool_stride))
-    if (
-        fused := _fused(input, weight, bias, stride, padding, dilation, groups, name, param, pool)
-    ) is not None:
+    args = (weight, bias, stride, padding, dilation, groups, name, param)
+    fused = short_way(OP, input, *args, *pool)
+    fused = _fused(input, *args, pool) if fused is None else fused
+    if fused is not None:
         return fused
     early = name == "relu"  # commutes with the maximum, and the convolution has it for nothing
     act = (name, None) if early else (None, None)
@@ -161,11 +171,8 @@ class _Conv2dMaxPool2d(torch.autograd.Function):
         needs = list(ctx.needs_input_grad[:3])
         rest = [None] * (len(Call._fields) - 3)
         if torch.is_grad_enabled():
-            with reference.no_autocast(x):
-                y = reference.conv2d(x, weight, bias, *call.window, "", 0.0)
-                y = reference.max_pool2d(y, *call.pool, 0, 1, False, False)
-                y = activations.apply(y, *call.activation)
-            return *differentiate(y, [x, weight, bias], grad_out), *rest
+            options = *call.window, *call.activation, *call.pool
+            return *differentiable_backward(grad_out, x, weight, bias, *options), *rest
 
         # the derivative and the bias's gradient where there is less to read, behind the pool
         name, param = call.activation
@@ -186,10 +193,32 @@ class _Conv2dMaxPool2d(torch.autograd.Function):
             (x.shape[2 + i] + 2 * call.window[1][i] - reach[i]) // call.window[0][i] + 1 for i in (0, 1)
         ]
         size = (x.shape[0], weight.shape[0], *spatial)
-        last = not out.is_contiguous()
+        last = is_channels_last(x) or is_channels_last(weight)
         grad = _max_pool2d.backward_op(
             grad_pre, offsets, size, last, *call.pool, (0, 0), (1, 1), call.backend
         )
         mask = [needs[0], needs[1], False]
         found = _conv2d.backward_op(grad, x, weight, None, *call.window, "", 0.0, mask, call.backend)
         return *map(wanted, found[:2], mask[:2]), grad_bias, *rest
+
+
+def differentiable_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    activation: str,
+    activation_param: float,
+    pool_kernel_size: Pair,
+    pool_stride: Pair,
+) -> list[Tensor | None]:
+    """The gradients of x, weight and bias by plain torch, so that they can be differentiated."""
+    with reference.no_autocast(x):
+        y = reference.conv2d(x, weight, bias, stride, padding, dilation, groups, "", 0.0)
+        y = reference.max_pool2d(y, pool_kernel_size, pool_stride, 0, 1, False, False)
+        y = activations.apply(y, activation, activation_param)
+    return differentiate(y, [x, weight, bias], grad_out)
