@@ -22,7 +22,7 @@ LOGITS, TARGET = torch.randn(3, 5, 4), torch.randint(5, (3, 4))
 ROWS = torch.zeros(3, 4)
 THETA = torch.tensor([[0.8, -0.45, 0.1], [0.5, 0.85, -0.15]]).repeat(2, 1, 1)
 WINDOW = ((3, 3), (2, 2), (1, 1), (1, 1))
-OFFSETS = torch.full((2, 4, 3, 3), 4, dtype=torch.uint8)  # the middle of each window: inside the image
+OFFSETS = torch.zeros(2, 4, 3, 3, dtype=torch.uint8)  # at the edge cells that are padding: nothing is added
 OUT = torch.randn(2, 8, 4, 4)
 FLAGS = [True, False, True]
 

@@ -85,6 +85,16 @@ FASTDL_INLINE Vec where_equal(IVec cell, IVec wanted, Vec value) {
 #endif
 }
 
+// sum + where_equal(cell, wanted, value), of a sum that is not -0.
+FASTDL_INLINE Vec add_where_equal(Vec sum, IVec cell, IVec wanted, Vec value) {
+#if defined(__AVX512F__)
+  const __mmask16 equal = _mm512_cmpeq_epi32_mask(reinterpret_cast<__m512i>(cell), reinterpret_cast<__m512i>(wanted));
+  return _mm512_mask_add_ps(sum, equal, sum, value);
+#else
+  return sum + where_equal(cell, wanted, value);
+#endif
+}
+
 // ------------------------------------------------------------------------------------------------ lanes of two vectors
 
 // a0 a2 a4 ... b0 b2 b4 ...

@@ -1,4 +1,5 @@
 // max_pool2d backward on the CPU: which kernel takes which layout and window.
+#include "max_pool2d_lanes.h"
 #include "max_pool2d_scatter.h"
 
 namespace fastdl::cpu {
@@ -13,10 +14,17 @@ const char* backward(const PoolBackward<T, O>& call) {
     if (few && call.c >= 2 * kWidth) return gather_channels_last(call), nullptr;
     return scatter<true>(call);
   }
-  if (call.x_w == 1 && call.g_w == 1 && call.o_w == 1 && columns.size > 12) {  // narrower rows leave lanes idle
+  const bool planes = call.x_w == 1 && call.g_w == 1 && call.o_w == 1;
+  if (planes && columns.size > 12) {  // narrower rows leave lanes idle
     if (rows.is(2, 2, 0) && columns.is(2, 2, 0)) return gather_rows<2>(call), nullptr;
-    if (rows.is(3, 2, 1) && columns.is(3, 2, 1)) return gather_rows<3>(call), nullptr;
+    if (rows.is(3, 2, 1) && columns.is(3, 2, 1) && columns.size > kWidth) return gather_rows<3>(call), nullptr;
   }
+  // where windows overlap, sums that are added to one by one wait for each other; narrower lanes do not pay
+  const bool overlap = columns.stride < columns.kernel || rows.stride < rows.kernel;
+  const bool dense = call.x_h == columns.size && call.g_h == columns.outputs && call.o_h == columns.outputs;
+  if (kWidth == 16 && planes && dense && overlap && rows.dilation == 1 && columns.dilation == 1 &&
+      lanes_serve(call.n * call.c, rows, columns) && lanes_are_faster(rows, columns))
+    return gather_lanes(call);
   return scatter<false>(call);
 }
 
@@ -29,6 +37,11 @@ FASTDL_EXPORT const char* fastdl_max_pool2d_backward(const fastdl::MaxPool2dBack
   const Tensor &g = p->grad_out, &o = p->offsets, &x = p->grad_x;
   const char* error = nullptr;
   if (x.numel() == 0) return nullptr;
+  for (int i = 0; i < 4; ++i) {
+    const int64_t reach = i < 2 ? 0 : (g.size[i] - 1) * p->window.stride[i - 2] - p->window.padding[i - 2];
+    if (o.size[i] != g.size[i] || (i < 2 ? x.size[i] != g.size[i] : g.size[i] > 1 && reach >= x.size[i]))
+      return "grad_out and offsets: expected one element for each window of grad_x";
+  }
   const bool known = with_float(x.dtype, [&](auto t) {
     using T = decltype(t);
     auto run = [&](auto offset) {

@@ -1,5 +1,6 @@
 // max_pool2d forward on the CPU: which kernel takes which layout and window.
 #include "max_pool2d_channels.h"
+#include "max_pool2d_lanes.h"
 #include "max_pool2d_rows.h"
 #include "max_pool2d_windows.h"
 
@@ -23,9 +24,21 @@ void flatten(PoolForward<T, O>& call) {
   call.out_w = call.out_h;
 }
 
+// Where planes on the lanes were measured to be faster than rows on the lanes.
+template <class T, class O>
+bool on_lanes(const PoolForward<T, O>& call) {
+  const Axis &rows = call.rows, &columns = call.columns;
+  if (call.x_w != 1 || call.x_h != columns.size || call.out_w != 1 || call.out_h != columns.outputs) return false;
+  if (!lanes_serve(call.n * call.c, rows, columns)) return false;
+  if (rows.is(2, 2, 0) && columns.is(2, 2, 0)) return columns.size <= kWidth;
+  if (rows.is(3, 2, 1) && columns.is(3, 2, 1)) return columns.size <= 2 * kWidth;
+  return columns.stride > 2 || lanes_are_faster(rows, columns);
+}
+
 template <class T, class O>
 const char* forward(PoolForward<T, O> call) {
   if (call.c > 1 && call.x_c == 1 && call.out_c == 1) return pool_channels_last(call), nullptr;
+  if (on_lanes(call)) return pool_lanes(call);
   flatten(call);
   const Axis &rows = call.rows, &columns = call.columns;
   if (call.x_w == 1 && call.out_w == 1) {

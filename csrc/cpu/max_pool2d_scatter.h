@@ -13,22 +13,32 @@ struct Sums {
   int64_t row, column;
 };
 
-// Where cells lie from the window's corner, by a table.
+// Where the cell of a window lies, or -1 for one that is not inside the input: a window without a cell inside
+// names such a cell, and what is in memory may name any. No address is made of an offset not looked at.
+
+// By a table, over sums without gaps: what is inside [0, end) is a pixel's. A byte that is no cell is cell 0 in
+// it, so that windows inside the input (kInside) need no look.
 struct TabledCells {
-  static constexpr bool kAlwaysInside = true;
-  const int64_t* places;
+  const int64_t* places;  // from the window's corner
+  int64_t count, end;
   int64_t corner = 0, step = 0;
 
   void row_of_windows(const Sums& sums, int64_t top, int64_t left, int64_t stride) {
     corner = top * sums.row + left * sums.column, step = stride * sums.column;
   }
   void next() { corner += step; }
-  int64_t operator()(int64_t cell) const { return corner + places[cell]; }
+  template <bool kInside, class O>
+  static constexpr bool kAlways = kInside && sizeof(O) == 1;
+  template <bool kInside, class O>
+  FASTDL_INLINE int64_t at(O cell) const {
+    if (sizeof(O) > 1 && static_cast<uint64_t>(cell) >= static_cast<uint64_t>(count)) return -1;
+    const int64_t place = corner + places[cell];
+    return kInside || static_cast<uint64_t>(place) < static_cast<uint64_t>(end) ? place : -1;
+  }
 };
 
-// The same by division; -1 for a cell outside, which a window without a cell inside names.
+// By division.
 struct ComputedCells {
-  static constexpr bool kAlwaysInside = false;
   Axis rows, columns;
   int64_t top = 0, left = 0, step = 0, row = 0, column = 0;
 
@@ -36,37 +46,48 @@ struct ComputedCells {
     top = first_row, left = first_column, step = stride, row = sums.row, column = sums.column;
   }
   void next() { left += step; }
-  int64_t operator()(int64_t cell) const {
+  template <bool, class>
+  static constexpr bool kAlways = false;
+  template <bool, class O>
+  int64_t at(O cell) const {
     const int64_t h = top + cell / columns.kernel * rows.dilation, w = left + cell % columns.kernel * columns.dilation;
     return h >= 0 && h < rows.size && w >= 0 && w < columns.size ? h * row + w * column : -1;
   }
 };
 
-// Adds the gradients of one plane's windows (channels == 1), or of those of `channels` side by side. Windows that do not
-// overlap (!kAdd) have every pixel at most once.
-template <bool kChannels, bool kAdd, class T, class O, class Cells>
-void add_windows(const PoolBackward<T, O>& call, const T* grad, const O* offsets, int64_t channels, Cells cells,
-                 const Sums& sums) {
-  const int64_t height = call.rows.outputs, width = call.columns.outputs, g_w = call.g_w, o_w = call.o_w;
-  const int64_t left = call.columns.start(0), step = call.columns.stride;
-  float* data = sums.data;
-  for (int64_t oh = 0; oh < height; ++oh) {
-    const T* g = grad + oh * call.g_h;
-    const O* o = offsets + oh * call.o_h;
-    cells.row_of_windows(sums, call.rows.start(oh), left, step);
-    if (!kChannels && g_w == 1 && o_w == 1) {
+// Adds the gradients of a row of windows, of which those that do not overlap (!kAdd) have a pixel at most once.
+template <bool kChannels, bool kAdd, bool kInside, class T, class O, class Cells>
+FASTDL_INLINE void add_row(const PoolBackward<T, O>& call, const T* g, const O* o, int64_t channels,
+                           Cells cells, float* data) {
+  constexpr bool kAlways = Cells::template kAlways<kInside, O>;
+  const int64_t width = call.columns.outputs, g_w = call.g_w, o_w = call.o_w;
+  if (!kChannels && g_w == 1 && o_w == 1) {
 #pragma GCC unroll 4
-      for (int64_t ow = 0; ow < width; ++ow, cells.next()) {
-        const int64_t at = cells(o[ow]);
-        if (Cells::kAlwaysInside || at >= 0) data[at] = to_float(g[ow]) + (kAdd ? data[at] : 0.0f);
-      }
-      continue;
+    for (int64_t ow = 0; ow < width; ++ow, cells.next()) {
+      const int64_t at = cells.template at<kInside>(o[ow]);
+      if (kAlways || at >= 0) data[at] = to_float(g[ow]) + (kAdd ? data[at] : 0.0f);
     }
-    for (int64_t ow = 0; ow < width; ++ow, g += g_w, o += o_w, cells.next()) {
-      for (int64_t c = 0; c < (kChannels ? channels : 1); ++c) {
-        const int64_t at = cells(o[c]);
-        if (Cells::kAlwaysInside || at >= 0) data[at + c] = to_float(g[c]) + (kAdd ? data[at + c] : 0.0f);
-      }
+    return;
+  }
+  for (int64_t ow = 0; ow < width; ++ow, g += g_w, o += o_w, cells.next()) {
+    for (int64_t c = 0; c < (kChannels ? channels : 1); ++c) {
+      const int64_t at = cells.template at<kInside>(o[c]);
+      if (kAlways || at >= 0) data[at + c] = to_float(g[c]) + (kAdd ? data[at + c] : 0.0f);
+    }
+  }
+}
+
+// Adds the gradients of one plane's windows (channels == 1), or of those of `channels` side by side. Those of
+// the rows [inside, inside_end) are all inside the input.
+template <bool kChannels, bool kAdd, class T, class O, class Cells>
+void add_windows(const PoolBackward<T, O>& call, const T* grad, const O* offsets, int64_t channels,
+                 Cells cells, const Sums& sums, int64_t inside, int64_t inside_end) {
+  for (int64_t oh = 0; oh < call.rows.outputs; ++oh, grad += call.g_h, offsets += call.o_h) {
+    cells.row_of_windows(sums, call.rows.start(oh), call.columns.start(0), call.columns.stride);
+    if (oh >= inside && oh < inside_end) {
+      add_row<kChannels, kAdd, true>(call, grad, offsets, channels, cells, sums.data);
+    } else {
+      add_row<kChannels, kAdd, false>(call, grad, offsets, channels, cells, sums.data);
     }
   }
 }
@@ -94,26 +115,38 @@ const char* scatter(const PoolBackward<T, O>& call) {
   constexpr int64_t kMostPlaces = 4096;
   const Axis &rows = call.rows, &columns = call.columns;
   const int64_t cells = rows.kernel * columns.kernel, pixels = rows.size * columns.size;
-  auto covered = [](const Axis& axis) { return axis.padding == 0 || axis.dilation <= axis.size; };
-  const bool table = cells <= kMostPlaces && covered(rows) && covered(columns);
 
   // units of work: planes, or images by blocks of channels
   int64_t threads = call.context->num_threads;
-  if (call.n * call.c * pixels < 32768) threads = 1;
+  if (call.n * call.c * (pixels + 4 * rows.outputs * columns.outputs) < 32768) threads = 1;
   int64_t blocks = kChannels ? 1 : call.c;
   if (kChannels && call.n < threads) blocks = threads < call.c / kWidth ? threads : call.c / kWidth;
   if (blocks < 1) blocks = 1;
   const int64_t units = call.n * blocks, ranges = units < threads ? units : threads;
   const int64_t most = (call.c + blocks - 1) / blocks;  // channels of a unit
   const int64_t sum_bytes = kDirect ? 0 : (pixels * most * 4 + 63) / 64 * 64;
-  const int64_t table_bytes = table ? cells * 8 : 0;
+  const int64_t row = kDirect ? call.x_h : columns.size * most, column = kDirect ? call.x_w : most;
+  auto covered = [](const Axis& axis) { return axis.padding == 0 || axis.dilation <= axis.size; };
+  const bool table = cells <= kMostPlaces && covered(rows) && covered(columns) && row == columns.size * column;
+  const int64_t table_bytes = !table ? 0 : sizeof(O) == 1 ? 256 * 8 : cells * 8;
   char* memory = static_cast<char*>(call.context->allocate(call.context, ranges * sum_bytes + table_bytes));
   if (memory == nullptr) return "out of memory";
-  const int64_t row = kDirect ? call.x_h : columns.size * most, column = kDirect ? call.x_w : most;
   int64_t* places = reinterpret_cast<int64_t*>(memory + ranges * sum_bytes);
-  for (int64_t i = 0; table && i < cells; ++i) {
-    places[i] = i / columns.kernel * rows.dilation * row + i % columns.kernel * columns.dilation * column;
+  if (table) {
+    std::memset(places, 0, static_cast<size_t>(table_bytes));
+    for (int64_t kh = 0, i = 0; kh < rows.kernel; ++kh) {
+      for (int64_t kw = 0; kw < columns.kernel; ++kw, ++i) {
+        places[i] = kh * rows.dilation * row + kw * columns.dilation * column;
+      }
+    }
   }
+  int64_t inside = 0, inside_end = 0;
+  if (columns.padding == 0 && columns.start(columns.outputs - 1) + columns.span() <= columns.size) {
+    inside = (rows.padding + rows.stride - 1) / rows.stride;
+    const int64_t room = rows.size + rows.padding - rows.span();
+    inside_end = room < 0 ? 0 : room / rows.stride + 1;
+  }
+  const TabledCells tabled{places, cells, pixels * column};
 
   const bool overlap = (rows.outputs > 1 && rows.stride < rows.span()) ||
                        (columns.outputs > 1 && columns.stride < columns.span());
@@ -145,9 +178,13 @@ const char* scatter(const PoolBackward<T, O>& call) {
           std::memset(grad_x, 0, static_cast<size_t>((zero - unit) * unit_size) * 4);
         }
         if (one) {
-          const int64_t corner = rows.start(0) * row + columns.start(0) * column;
-          float* plane = reinterpret_cast<float*>(grad_x) + corner;
-          for (int64_t i = 0; i < zero - unit; ++i, plane += unit_size) plane[places[offsets[i]]] = to_float(grad[i]) + 0.0f;
+          TabledCells place = tabled;
+          place.row_of_windows(sums, rows.start(0), columns.start(0), 1);
+          float* plane = sums.data;
+          for (int64_t i = 0; i < zero - unit; ++i, plane += unit_size) {
+            const int64_t at = place.template at<false>(offsets[i]);
+            if (at >= 0) plane[at] = to_float(grad[i]) + 0.0f;
+          }
           n += (block + zero - 1 - unit) / blocks, block = (block + zero - 1 - unit) % blocks;
           unit = zero - 1;
           continue;
@@ -156,11 +193,12 @@ const char* scatter(const PoolBackward<T, O>& call) {
           std::memset(sums.data + at, 0, static_cast<size_t>(count) * 4);
         });
         if (!table) {
-          add_windows<kChannels, true>(call, grad, offsets, channels, ComputedCells{rows, columns}, sums);
+          const ComputedCells computed{rows, columns};
+          add_windows<kChannels, true>(call, grad, offsets, channels, computed, sums, inside, inside_end);
         } else if (overlap) {
-          add_windows<kChannels, true>(call, grad, offsets, channels, TabledCells{places}, sums);
+          add_windows<kChannels, true>(call, grad, offsets, channels, tabled, sums, inside, inside_end);
         } else {
-          add_windows<kChannels, false>(call, grad, offsets, channels, TabledCells{places}, sums);
+          add_windows<kChannels, false>(call, grad, offsets, channels, tabled, sums, inside, inside_end);
         }
         if constexpr (!kDirect) {
           for (int64_t h = 0; h < rows.size; ++h) {

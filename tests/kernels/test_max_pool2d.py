@@ -156,15 +156,16 @@ def test_ceil_mode_reaches_beyond_the_padding(opts):
     check(data(2, 3, 12, 13), ceil_mode=True, **opts)
 
 
-def test_window_without_a_cell_inside():
-    x = torch.ones(1, 1, 1, 3, device=DEVICE)  # rows -1 and 1 of an input that has row 0 only
-    out, offsets = unwritten((1, 1, 1, 3), x, x.dtype), unwritten((1, 1, 1, 3), x, torch.uint8)
+@pytest.mark.parametrize("planes", [1, 20])
+def test_window_without_a_cell_inside(planes):
+    x = torch.ones(1, planes, 1, 3, device=DEVICE)  # rows -1 and 1 of an input that has row 0 only
+    out, offsets = unwritten(x.shape, x, x.dtype), unwritten(x.shape, x, torch.uint8)
     opts = {"kernel_size": (2, 1), "stride": (1, 1), "padding": (1, 0), "dilation": (2, 1)}
     op.forward(x, out, offsets, **opts)
-    assert out.tolist() == [[[[-INF] * 3]]]
+    assert bool((out == -INF).all())
     grad_x = unwritten(x.shape, x, x.dtype)
     op.backward(out.fill_(1.0), offsets, grad_x, **opts)
-    assert grad_x.tolist() == [[[[0.0] * 3]]]
+    assert bool((grad_x == 0).all())
 
 
 @pytest.mark.parametrize(
@@ -373,3 +374,102 @@ def test_images_beyond_2_to_the_31_elements_apart(opts, channels_last):
         return memory.as_strided(t.shape, (apart, *t.stride()[1:])).copy_(t)
 
     check(data(2, 8, 12, 16, dtype=torch.float16, channels_last=channels_last), layout=far, **opts)
+
+
+# Planes on the lanes: at least half as many planes as lanes, in blocks that do and do not fill them.
+LANES = {
+    "3x3 s1": ((2, 19, 7, 7), options(3, 1)),
+    "3x3 s1 p1": ((1, 16, 14, 14), options(3, 1, 1)),
+    "2x2 s1": ((3, 7, 5, 6), options(2, 1)),
+    "5x5 s1 p2": ((2, 33, 4, 5), options(5, 1, 2)),
+    "3x3 s3": ((2, 19, 10, 10), options(3, 3)),
+    "4x2 s3, gaps": ((1, 21, 11, 13), options((4, 2), (3, 5), (2, 1))),
+    "3x3 s4": ((1, 13, 9, 9), options(3, 4, 1)),
+    "2x2 s2": ((2, 19, 7, 7), options(2)),
+    "3x3 s2 p1": ((2, 19, 9, 7), options(3, 2, 1)),
+    "one window a plane": ((2, 19, 3, 3), options(3, 3)),
+    "dilation": ((2, 19, 14, 13), options(3, 3, 1, (2, 3))),
+    "offsets of two bytes": ((1, 17, 40, 40), options(17, 3)),
+    "bands": ((1, 18, 90, 95), options(3, 3)),
+    "bands that overlap": ((1, 18, 90, 55), options(2, 1)),
+}
+
+
+@only_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape, opts", LANES.values(), ids=LANES.keys())
+def test_planes_on_the_lanes(shape, opts, dtype):
+    check(data(*shape, dtype=dtype), **opts)
+    check(torch.full(shape, -INF, dtype=dtype, device=DEVICE), **opts)
+    if opts["dilation"] == (1, 1):
+        check(data(*shape, dtype=dtype), ceil_mode=True, **opts)
+
+
+@only_native
+@pytest.mark.parametrize("name", ["3x3 s1", "3x3 s3", "2x2 s2", "bands"])
+def test_planes_on_the_lanes_with_others_between(name):
+    shape, opts = LANES[name]
+    check(data(*shape), layout=lambda t: t.repeat_interleave(2, 1)[:, ::2], **opts)
+    check(data(*shape), layout=lambda t: t.transpose(0, 1).contiguous().transpose(0, 1), **opts)
+
+
+@pytest.mark.parametrize("kernels", [k for k in KERNELS if k.startswith("cpu")], indirect=True)
+@pytest.mark.parametrize("name", ["3x3 s1", "3x3 s3", "bands"])
+def test_planes_on_the_lanes_of_any_number_of_threads(name):
+    shape, opts = LANES[name]
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            check(data(shape[0] * 40, *shape[1:]), **opts)
+    finally:
+        torch.set_num_threads(before)
+
+
+GARBAGE = {
+    "2x2 s2": ((3, 5, 12, 40), options(2)),
+    "3x3 s2 p1": ((3, 5, 13, 40), options(3, 2, 1)),
+    "narrow": ((3, 5, 9, 8), options(3, 2, 1)),
+    "no overlap": ((2, 9, 12, 12), options(3, 3)),
+    "on the lanes": ((2, 19, 7, 7), options(3, 1, 1)),
+    "padded": ((1, 3, 40, 40), options(7, 1, 3)),
+    "one window a plane": ((2, 9, 14, 14), options(14)),
+    "two bytes": ((1, 3, 40, 40), options(17, 3, 8)),
+    "more cells than a table": ((1, 2, 70, 70), options(66, 1, 2)),
+}
+
+
+@only_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("shape, opts", GARBAGE.values(), ids=GARBAGE.keys())
+def test_offsets_that_name_no_cell_write_nothing_outside(shape, opts, channels_last, dtype):
+    """Backward on the CPU added wherever the saved bytes pointed to."""
+    x = data(*shape, dtype=dtype, channels_last=channels_last)
+    size = F.max_pool2d(x.cpu().float(), **opts).shape
+    cells = opts["kernel_size"][0] * opts["kernel_size"][1]
+    like = torch.empty(size, dtype=dtype, device=DEVICE)
+    like = like.to(memory_format=torch.channels_last) if channels_last else like
+    offsets = torch.empty_like(like, dtype=torch.uint8 if cells <= 256 else torch.int16)
+    room = 2**18  # two bytes name cells that far away
+    memory = torch.full((x.numel() + 2 * room,), 77, dtype=dtype, device=DEVICE)
+    grad_x = memory[room:-room].as_strided(x.shape, x.stride())
+    for low, high in ((0, cells), (0, 256) if cells <= 256 else (-(2**15), 2**15)):
+        offsets.copy_(torch.randint(low, high, size))
+        op.backward(torch.ones_like(like), offsets, grad_x, **opts)
+    assert bool((memory[:room] == 77).all()) and bool((memory[-room:] == 77).all())
+    assert bool(grad_x.isfinite().all())
+
+
+@pytest.mark.parametrize("kernels", [k for k in KERNELS if k.startswith("cpu")], indirect=True)
+@pytest.mark.parametrize("wrong", ["offsets", "grad_x", "both"])
+def test_backward_of_more_windows_than_there_are_is_refused(wrong):
+    shapes = {"grad": (1, 2, 4, 4), "offsets": (1, 2, 4, 4), "x": (1, 2, 8, 8)}
+    shapes |= {
+        "offsets": {"offsets": (1, 2, 3, 4)},
+        "grad_x": {"x": (1, 1, 8, 8)},
+        "both": {"grad": (1, 2, 4, 40), "offsets": (1, 2, 4, 40)},
+    }[wrong]
+    offsets = torch.zeros(shapes["offsets"], dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="expected one element for each window"):
+        op.backward(torch.ones(shapes["grad"]), offsets, torch.empty(shapes["x"]), **options(2))
