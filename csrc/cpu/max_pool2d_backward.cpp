@@ -8,8 +8,8 @@ namespace {
 template <class T, class O>
 const char* backward(const PoolBackward<T, O>& call) {
   const Axis &rows = call.rows, &columns = call.columns;
+  const int64_t cells = rows.kernel * columns.kernel;
   if (call.c > 1 && call.x_c == 1 && call.g_c == 1 && call.o_c == 1) {
-    const int64_t cells = rows.kernel * columns.kernel;
     const bool few = cells <= 9 && cells < 4 * rows.stride * columns.stride;  // windows over a pixel
     if (few && call.c >= 2 * kWidth) return gather_channels_last(call), nullptr;
     return scatter<true>(call);
@@ -20,10 +20,13 @@ const char* backward(const PoolBackward<T, O>& call) {
     if (rows.is(3, 2, 1) && columns.is(3, 2, 1) && columns.size > kWidth) return gather_rows<3>(call), nullptr;
   }
   // where windows overlap, sums that are added to one by one wait for each other; narrower lanes do not pay
-  const bool overlap = columns.stride < columns.kernel || rows.stride < rows.kernel;
+  const int64_t reached = rows.outputs * rows.stride * columns.outputs * columns.stride;
+  const bool overlap = (columns.stride < columns.kernel || rows.stride < rows.kernel) &&
+                       2 * reached >= rows.size * columns.size;
   const bool dense = call.x_h == columns.size && call.g_h == columns.outputs && call.o_h == columns.outputs;
   if (kWidth == 16 && planes && dense && overlap && rows.dilation == 1 && columns.dilation == 1 &&
-      lanes_serve(call.n * call.c, rows, columns) && lanes_are_faster(rows, columns))
+      lanes_serve(call.n * call.c, rows, columns) && lanes_are_faster(rows, columns) &&
+      (cells <= 9 || cells * columns.size <= 12 * kWidth))
     return gather_lanes(call);
   return scatter<false>(call);
 }

@@ -17,22 +17,25 @@ struct Sums {
 // names such a cell, and what is in memory may name any. No address is made of an offset not looked at.
 
 // By a table, over sums without gaps: what is inside [0, end) is a pixel's. A byte that is no cell is cell 0 in
-// it, so that windows inside the input (kInside) need no look.
+// it, so that windows inside the input (kInside) need no look. kListed: all windows of a plane are one row, whose
+// corners lie in a table too; short rows are more beginnings than windows.
+template <bool kListed>
 struct TabledCells {
   const int64_t* places;  // from the window's corner
   int64_t count, end;
+  const int64_t* corners;
   int64_t corner = 0, step = 0;
 
   void row_of_windows(const Sums& sums, int64_t top, int64_t left, int64_t stride) {
-    corner = top * sums.row + left * sums.column, step = stride * sums.column;
+    corner = kListed ? 0 : top * sums.row + left * sums.column, step = stride * sums.column;
   }
-  void next() { corner += step; }
+  void next() { corner += kListed ? 1 : step; }
   template <bool kInside, class O>
   static constexpr bool kAlways = kInside && sizeof(O) == 1;
   template <bool kInside, class O>
   FASTDL_INLINE int64_t at(O cell) const {
     if (sizeof(O) > 1 && static_cast<uint64_t>(cell) >= static_cast<uint64_t>(count)) return -1;
-    const int64_t place = corner + places[cell];
+    const int64_t place = (kListed ? corners[corner] : corner) + places[cell];
     return kInside || static_cast<uint64_t>(place) < static_cast<uint64_t>(end) ? place : -1;
   }
 };
@@ -129,6 +132,10 @@ const char* scatter(const PoolBackward<T, O>& call) {
   auto covered = [](const Axis& axis) { return axis.padding == 0 || axis.dilation <= axis.size; };
   const bool table = cells <= kMostPlaces && covered(rows) && covered(columns) && row == columns.size * column;
   const int64_t table_bytes = !table ? 0 : sizeof(O) == 1 ? 256 * 8 : cells * 8;
+  const int64_t windows = rows.outputs * columns.outputs;
+  const bool listed = !kChannels && table && columns.outputs < 16 && windows <= 256 && call.g_w == 1 &&
+                      call.o_w == 1 && call.g_h == columns.outputs && call.o_h == columns.outputs;
+  int64_t corners[256];
   char* memory = static_cast<char*>(call.context->allocate(call.context, ranges * sum_bytes + table_bytes));
   if (memory == nullptr) return "out of memory";
   int64_t* places = reinterpret_cast<int64_t*>(memory + ranges * sum_bytes);
@@ -146,19 +153,26 @@ const char* scatter(const PoolBackward<T, O>& call) {
     const int64_t room = rows.size + rows.padding - rows.span();
     inside_end = room < 0 ? 0 : room / rows.stride + 1;
   }
-  const TabledCells tabled{places, cells, pixels * column};
+  const bool all_inside = inside == 0 && inside_end >= rows.outputs;
+  for (int64_t i = 0; listed && i < windows; ++i) {
+    corners[i] = rows.start(i / columns.outputs) * row + columns.start(i % columns.outputs) * column;
+  }
+  const TabledCells<false> tabled{places, cells, pixels * column, corners};
+  const TabledCells<true> in_list{places, cells, pixels * column, corners};
+  PoolBackward<T, O> list = call;
+  list.rows.outputs = 1, list.columns.outputs = windows;
 
   const bool overlap = (rows.outputs > 1 && rows.stride < rows.span()) ||
                        (columns.outputs > 1 && columns.stride < columns.span());
 
   // Dense units are set to zero many at once: those that stay in cache, or all if few of their pixels are added to.
-  const int64_t unit_size = pixels * (kChannels ? call.c : 1), windows = rows.outputs * columns.outputs;
+  const int64_t unit_size = pixels * (kChannels ? call.c : 1);
   const bool dense = kDirect && column == (kChannels ? call.c : 1) && row == columns.size * column &&
                      (kChannels ? blocks == 1 && call.x_n == unit_size : call.x_c == pixels && call.x_n == call.c * pixels);
   // one window a plane: the planes are the windows of one long row
   const bool one = dense && !kChannels && table && windows == 1 && call.g_c == 1 && call.o_c == 1 &&
                    (call.n == 1 || (call.g_n == call.c && call.o_n == call.c));
-  const int64_t together = windows * 16 < pixels ? units : 16384 / unit_size + 1;
+  const int64_t together = windows * 16 < pixels ? units : 4096 / unit_size + 1;
   parallel(call.context, ranges, 1, [&](int64_t range, int64_t range_end) {
     for (; range < range_end; ++range) {
       const int64_t end = units * (range + 1) / ranges;
@@ -178,7 +192,7 @@ const char* scatter(const PoolBackward<T, O>& call) {
           std::memset(grad_x, 0, static_cast<size_t>((zero - unit) * unit_size) * 4);
         }
         if (one) {
-          TabledCells place = tabled;
+          TabledCells<false> place = tabled;
           place.row_of_windows(sums, rows.start(0), columns.start(0), 1);
           float* plane = sums.data;
           for (int64_t i = 0; i < zero - unit; ++i, plane += unit_size) {
@@ -195,6 +209,10 @@ const char* scatter(const PoolBackward<T, O>& call) {
         if (!table) {
           const ComputedCells computed{rows, columns};
           add_windows<kChannels, true>(call, grad, offsets, channels, computed, sums, inside, inside_end);
+        } else if (listed && overlap) {
+          add_windows<kChannels, true>(list, grad, offsets, channels, in_list, sums, all_inside ? 0 : 1, 1);
+        } else if (listed) {
+          add_windows<kChannels, false>(list, grad, offsets, channels, in_list, sums, all_inside ? 0 : 1, 1);
         } else if (overlap) {
           add_windows<kChannels, true>(call, grad, offsets, channels, tabled, sums, inside, inside_end);
         } else {

@@ -427,6 +427,8 @@ def test_planes_on_the_lanes_of_any_number_of_threads(name):
 
 
 GARBAGE = {
+    "short rows": ((2, 9, 7, 7), options(5, 1)),
+    "short padded rows": ((2, 9, 7, 7), options(5, 1, 2)),
     "2x2 s2": ((3, 5, 12, 40), options(2)),
     "3x3 s2 p1": ((3, 5, 13, 40), options(3, 2, 1)),
     "narrow": ((3, 5, 9, 8), options(3, 2, 1)),
