@@ -19,6 +19,7 @@ ORDER = [
     "models",
     "data",
     "info",
+    "dynamo",
     "convert",
     "nn",
     "functional",

@@ -99,7 +99,7 @@ def _rows(model: nn.Module) -> Iterator[Row]:
     others: Counter[str] = Counter()
     for module, path in modules.items():
         if module in plans:
-            if isinstance(module, tuple(LEAVES)):
+            if isinstance(module, tuple(LEAVES)) and not any(call.op for call in plans[module].calls):
                 yield _subclass_row(path, module)
             elif plans[module].reason:
                 yield Row(path, "forward", note=plans[module].reason)

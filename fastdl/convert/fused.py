@@ -24,6 +24,10 @@ LOSSES = (fast.CrossEntropyLoss,)
 OPS = ((CONVS, "conv2d"), (NORMS, "batch_norm"), (POOLS, "max_pool2d"), (LOSSES, "cross_entropy"))
 ACTS = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.Sigmoid, nn.Tanh, nn.Softplus)
 
+#: ``a += b`` and the like, as the functions in operator are called.
+_BINARY = ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
+IN_PLACE = tuple(f"i{name}" for name in (*_BINARY, "lshift", "rshift"))
+
 Act = tuple[str, float | None]
 
 
@@ -42,13 +46,17 @@ def unpack(values: Any, number: int) -> tuple[Any, ...]:
 
 def bare(module: nn.Module, types: tuple[type[nn.Module], ...]) -> bool:
     """Whether calling ``module`` runs the forward of one of these types and nothing else."""
-    return type(module) in types and not (
+    return type(module) in types and unhooked(module) and not _has_any_global_hook()
+
+
+def unhooked(module: nn.Module) -> bool:
+    """Whether calling ``module`` runs the forward of its class and no hook of its own."""
+    return not (
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
-        or _has_any_global_hook()
     )
 
 
@@ -78,7 +86,7 @@ def conv_act(conv: nn.Module, act: nn.Module | Act, x: Tensor) -> Tensor:
     spec = _activation(act)
     if spec is not None and bare(conv, CONVS):
         return fast.conv2d_forward(conv, x, *spec)
-    return _activate(act, conv(x))
+    return activate(act, conv(x))
 
 
 def conv_pool_act(
@@ -98,7 +106,7 @@ def conv_pool_act(
     spec = _activation(act)
     commutes = pool is None or (bare(pool, POOLS) and not pool.return_indices)
     commutes = commutes and backends.serves("conv2d", x.device, x.dtype)
-    window = _plain_pool(pool, args, kwargs)
+    window = plain_pool(pool, args, kwargs)
     if (
         spec is not None
         and commutes
@@ -112,7 +120,16 @@ def conv_pool_act(
         return functional.conv2d_max_pool2d(x, conv.weight, conv.bias, *own, **options)
     if spec is not None and spec[0] == "relu" and commutes and bare(conv, CONVS):
         return _pool(pool, fast.conv2d_forward(conv, x, *spec), args, kwargs)
-    return _activate(act, _pool(pool, conv(x), args, kwargs))
+    return activate(act, _pool(pool, conv(x), args, kwargs))
+
+
+def function_act(name: str, act: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """``act`` of our function of that name, which takes it along where kernels have one like it."""
+    spec = _activation(act)
+    function = getattr(functional, name)
+    if spec is None:
+        return act(function(*args, **kwargs))
+    return function(*args, **kwargs, activation=spec[0], activation_param=spec[1])
 
 
 def norm_act(norm: nn.Module, act: nn.Module | Act, x: Tensor) -> Tensor:
@@ -120,7 +137,7 @@ def norm_act(norm: nn.Module, act: nn.Module | Act, x: Tensor) -> Tensor:
     spec = _activation(act)
     if spec is not None and bare(norm, NORMS):
         return fast.batch_norm_forward(norm, x, None, *spec)
-    return _activate(act, norm(x))
+    return activate(act, norm(x))
 
 
 def norm_add_act(
@@ -128,11 +145,11 @@ def norm_add_act(
 ) -> Tensor:
     """``act(norm(x) + residual)``; without an activation for None."""
     spec = (None, None) if act is None else _activation(act)
-    if spec is not None and bare(norm, NORMS) and _alike(x, residual):
+    if spec is not None and bare(norm, NORMS) and alike(x, residual):
         return fast.batch_norm_forward(norm, x, residual, *spec)
     out = norm(x)
     out = out.add_(residual) if add_in_place else out + residual
-    return out if act is None else _activate(act, out)
+    return out if act is None else activate(act, out)
 
 
 def affine_grid_sample(
@@ -167,7 +184,7 @@ def _pool(pool: nn.Module | None, x: Tensor, args: tuple[Any, ...], kwargs: dict
     return functional.max_pool2d(x, *args, **kwargs) if pool is None else pool(x)
 
 
-def _plain_pool(
+def plain_pool(
     pool: nn.Module | None, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, Any] | None:
     """Kernel size and stride of a pool without padding, dilation or ceil_mode; None for any other."""
@@ -183,13 +200,13 @@ def _plain_pool(
     return given["kernel_size"], given.get("stride") or None
 
 
-def _activate(act: nn.Module | Act, x: Tensor) -> Tensor:
+def activate(act: nn.Module | Act, x: Tensor) -> Tensor:
     if not isinstance(act, tuple):
         return act(x)
     name, param = act
     return activations.apply(x, name, activations.ACTIVATIONS[name].param if param is None else param)
 
 
-def _alike(x: Tensor, residual: Any) -> bool:
+def alike(x: Tensor, residual: Any) -> bool:
     """Whether a batch norm of x can add the residual: nothing is to be broadcast or converted."""
     return isinstance(residual, Tensor) and x.shape == residual.shape and x.dtype == residual.dtype

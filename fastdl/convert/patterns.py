@@ -20,7 +20,7 @@ from torch import fx, nn
 
 from .. import functional
 from . import fused
-from .steps import NAMESAKES, OPS, Reader, Step, addition, bind, only_user, overwritten
+from .steps import NAMESAKES, OPS, Reader, Step, addition, only_user, overwritten, saves_input
 
 
 class Call(NamedTuple):
@@ -33,13 +33,13 @@ class Call(NamedTuple):
     note: str = ""
 
 
-def rewrite(graph: fx.Graph, module: nn.Module) -> tuple[list[Call], set[str]]:
+def rewrite(graph: fx.Graph, module: nn.Module) -> tuple[list[Call], set[str], set[str]]:
     """Rewrite ``graph``, the trace of ``module``, in place.
 
-    Returns its calls, and the children whose types it relies on.
+    Returns its calls, the children whose types it relies on, and those that it leaves out (nn.Identity).
     """
     rewriter = _Rewriter(graph, module)
-    return rewriter.run(), rewriter.relied_on
+    return rewriter.run(), rewriter.relied_on, rewriter.left_out
 
 
 class _Rewriter(Reader):
@@ -47,16 +47,27 @@ class _Rewriter(Reader):
         super().__init__(module)
         self.graph = graph
         self.calls: dict[fx.Node, Call] = {}
+        self.left_out: set[str] = set()
 
     def run(self) -> list[Call]:
-        for node in self.graph.nodes:
+        for node in list(self.graph.nodes):
             if node.op == "call_function":
                 node.target = NAMESAKES.get(node.target, node.target)
+            elif self.child(node, (nn.Identity,)) and len(node.args) == 1:
+                self._leave_out(node)
         # A sequence is found at its last node, and only nodes before that one go.
         for fuse in (self._activation, self._addition, self._sampling, self._loss):
             for node in list(self.graph.nodes):
                 fuse(node)
         return [call for node in self.graph.nodes if (call := self._describe(node)) is not None]
+
+    def _leave_out(self, identity: fx.Node) -> None:
+        """Take out the call of an nn.Identity, which stands where a network has no dropout or norm."""
+        x = identity.args[0]
+        if isinstance(x, fx.Node) and fused.unhooked(self.module.get_submodule(identity.target)):
+            self.left_out.add(identity.target)
+            identity.replace_all_uses_with(x)
+            self.graph.erase_node(identity)
 
     # -- sequences ------------------------------------------------------------------------------------------
 
@@ -76,6 +87,8 @@ class _Rewriter(Reader):
         kind = self.kind_of(first)
         if kind not in (("conv",) if pool is not None else ("conv", "norm")):
             return
+        if first.kwargs.get("activation") is not None:  # it has one: this is the second
+            return
         nodes = [node for node in (first, pool, act) if node is not None]
         call = Call(" + ".join(self.step_of(node).text for node in nodes), OPS[kind], _targets(nodes), True)
         if first.op == "call_function":  # its own keyword does
@@ -85,6 +98,11 @@ class _Rewriter(Reader):
                 act.replace_all_uses_with(before)
                 self.graph.erase_node(act)
                 self.calls[first] = call
+            elif pool is None:
+                with self.graph.inserting_before(first):
+                    args = (first.target.__name__, self._module(act), first.args, dict(first.kwargs))
+                    new = self.graph.create_node("call_function", fused.function_act, args, {})
+                self._replace([act, first], new, call)
             return
         with self.graph.inserting_before(first):
             args = [self._module(first), step.act or self._module(act), first.args[0]]
@@ -101,7 +119,7 @@ class _Rewriter(Reader):
     def _saved_by(self, act: fx.Node, step: Step) -> str:
         """What torch's own activation saves for backward."""
         if step.act is not None:
-            return "output" if step.act[0] in ("relu", "sigmoid", "tanh") else "input"
+            return "input" if saves_input(step.act[0]) else "output"
         kinds = (nn.ReLU, nn.Sigmoid, nn.Tanh)
         return "output" if isinstance(self.module.get_submodule(act.target), kinds) else "input"
 
@@ -128,18 +146,10 @@ class _Rewriter(Reader):
         self._replace([act, add, norm], new, call)
 
     def _sampling(self, sample: fx.Node) -> None:
-        if sample.target is not F.grid_sample:
+        found = self.sampling(sample)
+        if found is None or not self.movable(found[0], sample):
             return
-        outer = bind(F.grid_sample, sample)
-        grid = outer["grid"]
-        if not only_user(grid) or grid.target is not F.affine_grid or outer["input"] is grid:
-            return
-        inner = bind(F.affine_grid, grid)
-        same = bool(inner["align_corners"]) == bool(outer["align_corners"])
-        if not same or not self.movable(grid, sample):
-            return
-        args = (inner["theta"], inner["size"], outer["align_corners"])
-        args += (outer["input"], outer["mode"], outer["padding_mode"])
+        grid, args = found
         with self.graph.inserting_before(sample):
             new = self.graph.create_node("call_function", fused.affine_grid_sample, args, {})
         self._replace(
@@ -148,11 +158,8 @@ class _Rewriter(Reader):
 
     def _loss(self, loss: fx.Node) -> None:
         options: dict[str, Any] = {}
-        if loss.target is F.nll_loss:
-            options = bind(F.nll_loss, loss)
-            softmax, target = options.pop("input"), options.pop("target")
-            if options.pop("size_average") is not None or options.pop("reduce") is not None:
-                return
+        if (found := self.nll(loss)) is not None:
+            softmax, target, options = found
         elif self.child(loss, (nn.NLLLoss,)) and len(loss.args) == 2:
             softmax, target = loss.args
         else:

@@ -48,6 +48,8 @@ _MODULES = (
     ((nn.ReLU,), "relu"),
     (fused.ACTS, "act"),
 )
+#: What writes to its first argument in the graphs of torch.compile.
+_IN_PLACE = {operator.setitem, *(getattr(operator, name) for name in fused.IN_PLACE)}
 #: Modules whose result is memory of their own, and that write nowhere else.
 _FRESH = (*fused.CONVS, nn.Conv1d, nn.Conv3d, nn.Linear, *fused.NORMS)
 
@@ -110,6 +112,29 @@ class Reader:
         dim = node.args[1] if len(node.args) == 2 else node.kwargs.get("dim")
         return dim if type(dim) is int else None
 
+    def sampling(self, sample: fx.Node) -> tuple[fx.Node, tuple[Any, ...]] | None:
+        """The affine_grid whose only user is ``sample``, a grid_sample, and the fused call's arguments."""
+        if sample.target is not F.grid_sample:
+            return None
+        outer = bind(F.grid_sample, sample)
+        grid = outer["grid"]
+        if not only_user(grid) or grid.target is not F.affine_grid or outer["input"] is grid:
+            return None
+        inner = bind(F.affine_grid, grid)
+        if bool(inner["align_corners"]) != bool(outer["align_corners"]):
+            return None
+        args = (inner["theta"], inner["size"], outer["align_corners"])
+        return grid, (*args, outer["input"], outer["mode"], outer["padding_mode"])
+
+    def nll(self, loss: fx.Node) -> tuple[Any, Any, dict[str, Any]] | None:
+        """Input, target and options of ``loss``, a functional nll_loss."""
+        if loss.target is not F.nll_loss:
+            return None
+        options = bind(F.nll_loss, loss)
+        if options.pop("size_average") is not None or options.pop("reduce") is not None:
+            return None
+        return options.pop("input"), options.pop("target"), options
+
     def movable(self, node: fx.Node, to: fx.Node) -> bool:
         """Whether ``node`` may be computed only at ``to``: nothing between may write to its input."""
         between = []
@@ -126,11 +151,16 @@ class Reader:
         source = node.args[0] if node.args else None
         if only_user(source) and self.child(source, _FRESH):
             names = [source.target]
-        elif not all(type(module) in _FRESH for module in called) or any(map(_writes, between)):
+        elif not all(type(module) in _FRESH for module in called) or any(map(writes, between)):
             return False
         if between:
             self.relied_on.update(names)
         return True
+
+
+def saves_input(act: str) -> bool:
+    """Whether torch's own activation of that name saves its input for backward, not its output."""
+    return act not in ("relu", "sigmoid", "tanh")
 
 
 def overwritten(node: fx.Node, module: nn.Module) -> bool:
@@ -139,7 +169,7 @@ def overwritten(node: fx.Node, module: nn.Module) -> bool:
         if user.op == "call_module":
             if getattr(module.get_submodule(user.target), "inplace", False):
                 return True
-        elif _writes(user) and node in (user.args[1:2] if user.target is fused.in_place else user.args[:1]):
+        elif writes(user) and node in (user.args[1:2] if user.target is fused.in_place else user.args[:1]):
             return True
     return False
 
@@ -154,6 +184,8 @@ def addition(node: fx.Node) -> tuple[fx.Node, fx.Node, bool] | None:
     in_place = node.target == "add_"
     if node.target is fused.in_place and args[0] == "iadd":
         args, in_place = args[1:], True
+    elif node.target is operator.iadd:
+        in_place = True
     elif node.target not in (operator.add, torch.add, "add", "add_"):
         return None
     if node.kwargs or len(args) != 2 or not all(isinstance(arg, fx.Node) for arg in args):
@@ -183,10 +215,12 @@ def bind(function: Callable[..., Any], node: fx.Node) -> dict[str, Any]:
     return dict(bound.arguments)
 
 
-def _writes(node: fx.Node) -> bool:
+def writes(node: fx.Node) -> bool:
     """Whether ``node``, not the call of a module, may write into an argument."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.is_mutable
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "_")
     flags = node.args if getattr(node.target, "__module__", "") == F.__name__ else ()  # F.relu(x, True)
-    in_place = node.target is fused.in_place or "out" in node.kwargs or node.kwargs.get("inplace", False)
-    in_place = in_place or any(flag is True for flag in flags)
+    in_place = node.target is fused.in_place or node.target in _IN_PLACE or "out" in node.kwargs
+    in_place = in_place or node.kwargs.get("inplace", False) or any(flag is True for flag in flags)
     return node.op in ("call_function", "call_method") and (name.endswith("_") or in_place)

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from .. import nn as fast
 from .patterns import Call, rewrite
 from .rules import Refused
-from .trace import Guard, trace
+from .trace import BARE, Guard, trace
 
 MARK = "_fastdl_swapped"
 PLANS = "_fastdl_plans"
@@ -104,7 +105,7 @@ def make_plan(module: nn.Module, training: bool) -> Plan:
     except Refused as refusal:
         return Plan(None, reason=f"{owner.__name__}.forward {refusal}")
     try:
-        calls, relied_on = rewrite(traced.graph, module)
+        calls, relied_on, left_out = rewrite(traced.graph, module)
         run = _function(traced.graph, f"{owner.__qualname__}, {'training' if training else 'evaluation'}")
     except Exception as error:  # no graph of a user is worth an error: it runs as written
         return Plan(None, reason=f"{owner.__name__}.forward cannot be rewritten ({error!r})")
@@ -113,7 +114,8 @@ def make_plan(module: nn.Module, training: bool) -> Plan:
     types = [
         Guard(tuple(name.split(".")), "__class__", type(module.get_submodule(name))) for name in relied_on
     ]
-    return Plan(run, traced.arity, (*traced.guards, *types), tuple(calls))
+    identities = [Guard(tuple(name.split(".")), BARE, nn.Identity) for name in left_out]
+    return Plan(run, traced.arity, (*traced.guards, *types, *identities), tuple(calls))
 
 
 def not_traced(module: nn.Module, owner: type[nn.Module]) -> str | None:
@@ -142,7 +144,12 @@ def _function(graph: fx.Graph, name: str) -> Callable[..., Any]:
 
 
 def _current_plan(module: nn.Module) -> Plan | None:
-    """The plan for the mode that ``module`` is in, made anew where what it was made for has changed."""
+    """The plan for the mode that ``module`` is in, made anew where what it was made for has changed.
+
+    None while there are hooks on all modules: they are to see every call.
+    """
+    if _has_any_global_hook():
+        return None
     plans = module.__dict__.get(PLANS)
     plan = None if plans is None else plans.get(module.training)
     if plan is not None:

@@ -107,8 +107,5 @@ def _in_place(name: str) -> Any:
     return method
 
 
-_IN_PLACE = """
-    iadd isub imul imatmul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift
-"""
-for _name in _IN_PLACE.split():
+for _name in fused.IN_PLACE:
     setattr(Symbol, f"__{_name}__", _in_place(_name))

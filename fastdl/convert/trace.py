@@ -18,11 +18,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Proxy, Scope, TracerBase
 
+from .fused import unhooked
 from .rules import Refused, check_forward, check_value, required_arguments
 from .symbols import InputSymbol, Record, Symbol
 
 CHILDREN = "<children>"  # a guard on the names of a container's children
 CHILD = "<child>"  # a guard on a child being there, whatever it is
+BARE = "<bare>"  # a guard on a child being exactly of a type, without hooks
 TENSOR = "<tensor>"  # a guard on a tensor being there, whatever it is
 MISSING = "<missing>"
 
@@ -47,6 +49,8 @@ class Guard(NamedTuple):
             module = child
         if self.name == CHILDREN:
             return tuple(module._modules) == self.expected
+        if self.name == BARE:
+            return type(module) is self.expected and unhooked(module)
         if self.expected is TENSOR:
             return isinstance(_tensor(module, self.name), Tensor)
         value = getattr(module, self.name, MISSING)

@@ -387,6 +387,50 @@ def test_functional_calls():
     assert [choice.op for choice in choices] == ["cross_entropy"]
 
 
+def test_a_second_activation_stays():
+    """It took the place of the first in the call that had it already."""
+    assert fused(both(lambda self, x: F.elu(F.relu(F.conv2d(x, self.conv.weight))))) == ["conv2d + relu"]
+    assert fused(both(lambda self, x: torch.tanh(F.leaky_relu(self.conv(x))))) == ["conv + leaky_relu"]
+
+
+def test_a_functional_norm_and_an_activation_module():
+    def body(self, x):
+        return self.act(F.batch_norm(x, self.bn.running_mean, self.bn.running_var, training=self.training))
+
+    model = both(body, act=nn.LeakyReLU(0.2))
+    assert fused(model) == ["batch_norm + act"]
+    model.act = nn.SiLU()  # looked at in every call
+    x = torch.randn(2, 2, 4, 4)
+    expected = F.silu(F.batch_norm(x, model.bn.running_mean, model.bn.running_var))
+    torch.testing.assert_close(model.eval()(x), expected)
+
+
+def test_identities_are_looked_through():
+    """A network has nn.Identity where it might have dropout, or a norm."""
+
+    def body(self, x):
+        y = self.relu(self.no(self.bn(self.conv(x))))
+        z = self.bn2(self.conv(self.no(y)))
+        return self.relu(self.no(self.no(z)) + self.no(x))
+
+    model = both(body, no=nn.Identity())
+    assert fused(model) == ["bn + relu", "bn2 + add + relu"]
+    x, written = torch.randn(2, 2, 6, 6), revert(copy.deepcopy(model))
+    expected, seen = written(x), []
+
+    hook = model.no.register_forward_hook(lambda *_: seen.append("hook"))
+    assert torch.equal(model(x), expected)
+    assert seen == ["hook"] * 5
+    hook.remove()
+    everywhere = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    assert torch.equal(model(x), expected)
+    everywhere.remove()
+    assert seen.count(model.no) == 5
+    for another in (nn.Dropout(0.5), nn.Identity(), nn.Tanh(), nn.BatchNorm2d(2)):
+        model.no = written.no = copy.deepcopy(another).eval()
+        assert torch.equal(model(x), written(x))
+
+
 def test_explain_tells_what_stays_and_why():
     def body(self, x):
         y = self.conv(x)
