@@ -13,11 +13,13 @@ ROOT = Path(__file__).parent.parent
 # A room may import the rooms below it and none above. `backends` reaches the kernels by name, lazily.
 ORDER = [
     "cli",
+    "experiments",
+    "train",
     "demo",
     "bench",
     "parity",
-    "models",
     "data",
+    "models",
     "info",
     "dynamo",
     "convert",
