@@ -71,7 +71,7 @@ std::pair<Tensor, Tensor> conv_gradients(const ConvOptions& o, const Tensor& gra
   std::array<bool, 3> left = {o.needs[0], o.needs[1], false};
   if (left[0]) {
     Conv2dBackward p{view(grad), view(x), view(weight), imagined(x.sizes(), format, x), {}, o.plain()};
-    if (o.library->covers("conv2d_backward_covers", p)) {
+    if (o.library->covers("conv2d_backward_covers", p, x)) {
       grad_x = at::empty(x.sizes(), x.options(), format);
       p.grad_x = view(grad_x);
       o.library->run("conv2d_backward", p, grad);
@@ -81,7 +81,7 @@ std::pair<Tensor, Tensor> conv_gradients(const ConvOptions& o, const Tensor& gra
   if (left[1]) {
     grad_weight = at::empty_like(weight);
     Conv2dBackward p{view(grad), view(x), view(weight), {}, view(grad_weight), o.plain()};
-    if (o.library->covers("conv2d_backward_covers", p)) {
+    if (o.library->covers("conv2d_backward_covers", p, x)) {
       o.library->run("conv2d_backward", p, grad);
       left[1] = false;
     }
@@ -170,7 +170,7 @@ py::object conv2d(const Library& library, const Tensor& x, const Tensor& weight,
   if (!o) return py::none();
   Conv2dForward p{view(x), view(weight), view(bias),
                   imagined(output_size(x, weight, *o), format_of(x, weight), x), o->fused()};
-  const bool direct = library.covers("conv2d_forward_covers", p);
+  const bool direct = library.covers("conv2d_forward_covers", p, x);
   if (!direct && !(automatic && x.is_cpu() && (activation.empty() || activation == "relu"))) return py::none();
   Tensor out;
   {
@@ -264,7 +264,7 @@ py::object conv2d_max_pool2d(const Library& library, const Tensor& x, const Tens
   if (size[2] < 1 || size[3] < 1) return py::none();
   Conv2dMaxPool2d p = pool_params(o, x, weight, bias);
   p.out = imagined(size, format_of(x, weight), x);
-  if (!library.covers("conv2d_max_pool2d_covers", p)) return py::none();
+  if (!library.covers("conv2d_max_pool2d_covers", p, x)) return py::none();
   Tensor out;
   {
     py::gil_scoped_release release;
