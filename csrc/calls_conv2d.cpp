@@ -244,7 +244,8 @@ struct ConvPool : Function<ConvPool> {
         epilogue_backward(o.conv, grads[0], o.conv.activation.empty() ? Tensor() : out, weight.size(0));
     if (o.conv.needs[0] || o.conv.needs[1]) {
       Tensor grad = at::empty(output_size(x, weight, o.conv), grads[0].options(), format_of(x, weight));
-      MaxPool2dBackward p{view(grad_pooled), view(offsets), view(grad), window(o.kernel_size, o.stride, {0, 0}, {1, 1})};
+      MaxPool2dBackward p{view(grad_pooled), view(offsets), view(grad),
+                          window(o.kernel_size, o.stride, {0, 0}, {1, 1})};
       o.conv.library->run("max_pool2d_backward", p, grad_pooled);
       std::tie(found[0], found[1]) = conv_gradients(o.conv, grad, x, weight);
     }

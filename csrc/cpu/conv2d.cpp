@@ -36,8 +36,8 @@ bool planar_covers(const Problem& p, bool out_is_planar, int64_t most_step) {
 }
 
 // oneDNN's times, bias but no activation, over ours, AMD Zen 5, two threads (AVX2 in brackets): VGG 1.0 (0.9);
-// ResNet 1.1 (1.05); 3 -> 64, 3x3, 32x32 of 64 1.4 (1.0); LeNet 3.1 (3.0); 3 -> 32, 3x3, stride 2 1.1 (1.0); 1x1
-// kernels 1.5; AlexNet's 363 taps 0.85. The activation, which is another pass for oneDNN, comes for nothing.
+// ResNet 1.1 (1.05); 3 -> 64, 3x3, 32x32 of 64 1.4 (1.0); LeNet 3.1 (3.0); 3 -> 32, 3x3, stride 2 1.1 (1.0);
+// 1x1 kernels 1.5; AlexNet's 363 taps 0.85. The activation, another pass for oneDNN, comes for nothing.
 bool channels_covers(const Conv2dForward& p) {
   const Problem problem(p.x, p.weight, p.convolution);
   return problem.groups == 1 && is_interleaved(p.out) && problem.channels <= 4 && problem.taps() <= kMostTaps;
@@ -75,11 +75,14 @@ bool input_gradient_covers(const Conv2dBackward& p) {
   return is_planar(p.grad_x) && problem.channels <= kMostChannels && problem.size[1] >= 10;
 }
 
-// By the same rule, the measurements being alike: LeNet 1.8, VGG 1.8, ResNet 1.0, depthwise 3x3 2.3 (stride
-// 2: 1.3), 5x5 10, 7x7 12, of 14x14 1.8, of 7x7 0.3; 20 wide 0.8. Stride 4: 0.96.
+// In channels_last depthwise 3x3, AMD Zen 5, two threads: 144 channels of 56x56 2.0, stride 2 1.2, 32 of
+// 112x112 1.6, 100 of 28x28 1.7, but 384 of 14x14 0.9. In planes by the same rule as forward, the measurements
+// being alike: LeNet 1.8, VGG 1.8, ResNet 1.0, depthwise 3x3 2.3 (stride 2: 1.3), 5x5 10, 7x7 12, of 14x14 1.8,
+// of 7x7 0.3; 20 wide 0.8. Stride 4: 0.96.
 bool weight_gradient_covers(const Conv2dBackward& p) {
   const Problem problem(p.x, p.weight, p.convolution);
-  return planar_covers(problem, p.grad_out.stride[3] == 1, 2);
+  return (depthwise_channels_wgrad_fits(p) && problem.out_size[1] >= 20) ||
+         planar_covers(problem, p.grad_out.stride[3] == 1, 2);
 }
 
 }  // namespace
@@ -132,6 +135,9 @@ FASTDL_EXPORT const char* fastdl_conv2d_backward(const fastdl::Conv2dBackward* p
     const fastdl::Conv2dForward as_forward = transposed(*params);
     error = fastdl_conv2d_forward(&as_forward, context);
   }
-  if (params->grad_weight && error == nullptr) error = planar_wgrad(*params, context);
+  if (params->grad_weight && error == nullptr) {
+    const bool channels = depthwise_channels_wgrad_fits(*params);
+    error = channels ? depthwise_channels_wgrad(*params, context) : planar_wgrad(*params, context);
+  }
   return error;
 }

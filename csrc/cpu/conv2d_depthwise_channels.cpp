@@ -13,10 +13,11 @@ constexpr int64_t kGrain = 1 << 15;  // numbers of out worth a thread
 constexpr int64_t kMostZeros = 1 << 14;
 
 // PIXELS outputs of a row: out[p][c] = max(floor, bias[c] + sum over r, s of from[r][p * STRIDE + s][c] *
-// w[r][s][c]).
+// w[r][s][c]). `row`: from one row of the input to the next.
 template <int STRIDE, int PIXELS>
 FASTDL_INLINE void channels_tile(const float* const* from, const float* weight, const float* bias,
-                                 int64_t channels, int64_t weight_pitch, float floor, float* out) {
+                                 int64_t channels, int64_t weight_pitch, float floor, int64_t row,
+                                float* out) {
   constexpr int COLUMNS = (PIXELS - 1) * STRIDE + kSide;
   for (int64_t c = 0; c < channels; c += kWidth) {
     const int64_t n = channels - c;
@@ -31,6 +32,9 @@ FASTDL_INLINE void channels_tile(const float* const* from, const float* weight, 
       FASTDL_UNROLL
       for (int column = 0; column < COLUMNS; ++column) {
         const Vec in = load(from[r * COLUMNS + column] + c, n);
+        if (STRIDE == 1 && r == kSide - 1 && column < PIXELS) {  // what the next row of outputs has new
+          __builtin_prefetch(from[r * COLUMNS + column] + c + row);
+        }
         FASTDL_UNROLL
         for (int p = 0; p < PIXELS; ++p) {
           const int s = column - p * STRIDE;
@@ -93,7 +97,7 @@ struct Channels {
       }
     }
     channels_tile<STRIDE, PIXELS>(from, weight, bias, channels, pitch, floor_of(p.convolution.activation),
-                                  out);
+                                  p.x.stride[2], out);
   }
 
   const Conv2dForward& p;

@@ -19,6 +19,10 @@ const char* channels_forward(const Conv2dForward&, Context*);
 bool depthwise_channels_fits(const Conv2dForward&);
 const char* depthwise_channels_forward(const Conv2dForward&, Context*);
 
+// conv2d_depthwise_channels_wgrad.cpp: 3x3, x and grad_out with channels next to each other.
+bool depthwise_channels_wgrad_fits(const Conv2dBackward&);
+const char* depthwise_channels_wgrad(const Conv2dBackward&, Context*);
+
 // relu is max(floor, sum) as the sums are stored (NaN stays: max gives its second operand); any other
 // activation is a pass over what has just been stored.
 inline float floor_of(Activation activation) {

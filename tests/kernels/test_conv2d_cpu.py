@@ -236,6 +236,38 @@ def test_weight_gradient(library, name, layout):
         held(grad_weight, function, x, weight, grad_out)
 
 
+WIDE = {
+    "3x3": ((2, 19, 9, 22), (19, 1, 3, 3), window(padding=1, groups=19)),
+    "3x3, stride 2": ((2, 33, 11, 43), (33, 1, 3, 3), window(2, 1, groups=33)),
+    "3x3, two rows": ((1, 16, 2, 19), (16, 1, 3, 3), window(1, 2, groups=16)),
+    "3x3, padding past the image": ((1, 16, 2, 15), (16, 1, 3, 3), window(1, 4, groups=16)),
+    "3x3, stride 2, no padding": ((3, 5, 8, 42), (5, 1, 3, 3), window(2, groups=5)),
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_depthwise_weight_gradient_of_channels(library, name):
+    x_shape, weight_shape, options = WIDE[name]
+    x, weight = channels_last(normal(*x_shape)), normal(*weight_shape, seed=1)
+    grad_out = channels_last(normal(*out_shape(x, weight, options), seed=3))
+    larger = channels_last(torch.full((x_shape[0], x_shape[1], x_shape[2] + 2, x_shape[3] + 1), NAN))
+    part = larger[:, :, 1:-1, 1:]
+    function = lambda x, w, g: torch.nn.grad.conv2d_weight(x, w.shape, g, **options)  # noqa: E731
+    part.copy_(x)
+    for input in (x, part):
+        grad_weight = unwritten(weight_shape)
+        assert library.conv2d_backward_covers(grad_out, input, weight, None, grad_weight, **options)
+        library.conv2d_backward(grad_out, input, weight, None, grad_weight, **options)
+        held(grad_weight, function, x, weight, grad_out)
+    # at a corner of the image: of torch's own convolutions some multiply it by the padding, some do not
+    corner = torch.zeros_like(grad_out)
+    corner[0, 0, 0, 0] = corner[-1, -1, -1, -1] = 1
+    met = function(torch.ones_like(x), weight, corner) != 0
+    grad_out[corner == 1] = NAN
+    library.conv2d_backward(grad_out, part, weight, None, grad_weight, **options)
+    assert torch.equal(grad_weight.isnan(), met)
+
+
 @pytest.mark.parametrize("layout", [nchw, channels_last])
 @pytest.mark.parametrize("name", ["depthwise 3x3", "depthwise 5x5", "depthwise 7x7"])
 def test_depthwise_input_gradient(library, name, layout):
