@@ -49,7 +49,7 @@ struct Conv2dEpilogueBackward {
   float activation_param;
 };
 
-// out = max_pool2d(act(conv(x, weight) + bias)), the activation being monotonic: one kernel, nothing in between in memory.
+// out = act(max_pool2d(conv(x, weight) + bias)): one kernel, nothing in between in memory.
 struct Conv2dMaxPool2d {
   Tensor x, weight, bias;
   Tensor out;      // [N, K, PH, PW] pooled, contiguous or channels_last

@@ -13,6 +13,8 @@
 //     3 -> 64, 11x11, stride 4 (AlexNet)    0.9          9x9, 56x56                              0.7 (0.7)
 //     3 -> 64, 3x3, 22x22 to 20x20          1.0 (0.9)    64 -> 128, 3x3 (two outputs each)       4.6 (4.8)
 //
+// one channel, AMD Zen 5, two threads: 1 -> 8, 5x5, 12x12 3.5; 1 -> 10, 5x5, 21x21 2.0; 1 -> 16, 3x3, 14x14
+// 1.3;
 // and in channels_last, depthwise: 3x3 1.2 to 1.3, 5x5 0.7 and 7x7 1.0, so 3x3 alone was kept.
 //
 // Rows shorter than those vectors do not fill; many taps are what oneDNN is made for.
@@ -35,9 +37,9 @@ bool planar_covers(const Problem& p, bool out_is_planar, int64_t most_step) {
   return p.channels <= kMostChannels && p.taps() <= kMostTaps && width >= (p.channels == 1 ? 8 : 22);
 }
 
-// oneDNN's times, bias but no activation, over ours, AMD Zen 5, two threads (AVX2 in brackets): VGG 1.0 (0.9);
-// ResNet 1.1 (1.05); 3 -> 64, 3x3, 32x32 of 64 1.4 (1.0); LeNet 3.1 (3.0); 3 -> 32, 3x3, stride 2 1.1 (1.0);
-// 1x1 kernels 1.5; AlexNet's 363 taps 0.85. The activation, another pass for oneDNN, comes for nothing.
+// oneDNN's times, bias but no activation, over ours, AMD Zen 5, two threads (AVX2 in brackets): VGG 1.0
+// (0.9); ResNet 1.1 (1.05); 3 -> 64, 3x3, 32x32 of 64 1.4 (1.0); LeNet 3.1 (3.0); 3 -> 32, 3x3, stride 2 1.1
+// (1.0); 1x1 kernels 1.5; AlexNet's 363 taps 0.85. The activation, a pass for oneDNN, comes for nothing.
 bool channels_covers(const Conv2dForward& p) {
   const Problem problem(p.x, p.weight, p.convolution);
   return problem.groups == 1 && is_interleaved(p.out) && problem.channels <= 4 && problem.taps() <= kMostTaps;
@@ -76,9 +78,9 @@ bool input_gradient_covers(const Conv2dBackward& p) {
 }
 
 // In channels_last depthwise 3x3, AMD Zen 5, two threads: 144 channels of 56x56 2.0, stride 2 1.2, 32 of
-// 112x112 1.6, 100 of 28x28 1.7, but 384 of 14x14 0.9. In planes by the same rule as forward, the measurements
-// being alike: LeNet 1.8, VGG 1.8, ResNet 1.0, depthwise 3x3 2.3 (stride 2: 1.3), 5x5 10, 7x7 12, of 14x14 1.8,
-// of 7x7 0.3; 20 wide 0.8. Stride 4: 0.96.
+// 112x112 1.6, 100 of 28x28 1.7, but 384 of 14x14 0.9. In planes by the same rule as forward, measured as
+// above: LeNet 1.8, VGG 1.8, ResNet 1.0, depthwise 3x3 2.3 (stride 2: 1.3), 5x5 10, 7x7 12, of 14x14 1.8, of
+// 7x7 0.3; 20 wide 0.8. Stride 4: 0.96.
 bool weight_gradient_covers(const Conv2dBackward& p) {
   const Problem problem(p.x, p.weight, p.convolution);
   return (depthwise_channels_wgrad_fits(p) && problem.out_size[1] >= 20) ||
