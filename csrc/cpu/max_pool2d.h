@@ -148,36 +148,10 @@ FASTDL_INLINE Vec shift_in(float first, Vec a) {
 
 // ------------------------------------------------------------------------------------------ first lanes, cells in memory
 
-// The first n lanes of p (none for n <= 0), the others `other`; load(p, n, other) with wide accesses for 16-bit T too.
+// load(p, n, other) of any n: none for n <= 0.
 template <class T>
 FASTDL_INLINE Vec load_first(const T* p, int64_t n, float other) {
-  if (n >= kWidth) return load(p);
-  if (n <= 0) return splat(other);
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 2) {
-    const __mmask16 mask = static_cast<__mmask16>((1u << n) - 1);
-    const __m256i raw = _mm256_maskz_loadu_epi16(mask, p);
-    T lanes[kWidth];
-    std::memcpy(lanes, &raw, sizeof lanes);
-    return _mm512_mask_mov_ps(splat(other), mask, load(lanes));
-  }
-#endif
-  return load(p, n, other);
-}
-template <class T>
-FASTDL_INLINE void store_first(T* p, Vec v, int64_t n) {
-  if (n >= kWidth) return store(p, v);
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 2) {
-    T lanes[kWidth];
-    store(lanes, v);
-    __m256i raw;
-    std::memcpy(&raw, lanes, sizeof raw);
-    _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << n) - 1), raw);
-    return;
-  }
-#endif
-  store(p, v, n);
+  return n <= 0 ? splat(other) : load(p, n, other);
 }
 
 template <class O>

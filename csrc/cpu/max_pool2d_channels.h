@@ -34,7 +34,7 @@ FASTDL_INLINE void pool_channels(const T* p, const Inside& window, int64_t n, T*
     }
   }
   for (int i = 0; i < kVectors; ++i) {
-    store_first(out + i * kWidth, best[i], n);
+    store(out + i * kWidth, best[i], n);
     store_cells(offsets + i * kWidth, winner[i], n);
   }
 }
@@ -64,7 +64,7 @@ void pool_many_cells(const T* p, const Inside& window, int64_t channels, T* out,
       }
     }
     for (int64_t c = 0; c < tile; c += kWidth) {
-      store_first(out + begin + c, load(best + c), tile - c);
+      store(out + begin + c, load(best + c), tile - c);
       store_cells(offsets + begin + c, load(winner + c), tile - c);
     }
   }

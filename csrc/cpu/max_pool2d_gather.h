@@ -50,8 +50,8 @@ struct PixelRow {
     } else if (__builtin_expect(w + 2 * kWidth <= writable, 1)) {
       store(data + w, low), store(data + w + kWidth, high);
     } else {
-      store_first(data + w, low, width - w);
-      if (width - w > kWidth) store_first(data + w + kWidth, high, width - w - kWidth);
+      store(data + w, low, width - w);
+      if (width - w > kWidth) store(data + w + kWidth, high, width - w - kWidth);
     }
   }
 };
@@ -174,7 +174,7 @@ FASTDL_INLINE void gather_channels(const PoolBackward<T, O>& call, const T* grad
       }
     }
   }
-  for (int i = 0; i < kVectors; ++i) store_first(grad_x + i * kWidth, total[i], n);
+  for (int i = 0; i < kVectors; ++i) store(grad_x + i * kWidth, total[i], n);
 }
 
 // The windows over input i: [first, last], empty if last < first.

@@ -181,7 +181,7 @@ const char* pool_lanes(const PoolForward<T, O>& call) {
       }
     }
     give_lanes(Band<T>{call.out + to, size, call.c, call.out_n, call.out_c}, plane, planes, best,
-               [](T* p, Vec v, int64_t n) { store_first(p, v, n); });
+               [](T* p, Vec v, int64_t n) { store(p, v, n); });
     if constexpr (kCells) {
       give_lanes(Band<O>{call.offsets + to, size, call.c, call.out_n, call.out_c}, plane, planes,
                  reinterpret_cast<float*>(winner),
@@ -245,7 +245,7 @@ const char* gather_lanes(const PoolBackward<T, O>& call) {
       }
     }
     give_lanes(Band<T>{call.grad_x + to, sizes, call.c, call.x_n, call.x_c}, plane, planes, sums,
-               [](T* p, Vec v, int64_t n) { store_first(p, v, n); });
+               [](T* p, Vec v, int64_t n) { store(p, v, n); });
   };
   return each_band(call.context, call.n * call.c, rows.size, band, cost, bytes, gather);
 }

@@ -49,7 +49,7 @@ FASTDL_INLINE void pool_row(const T* p, int64_t x_h, int first, int end, int64_t
       for (int kw = 0; kw < K; ++kw) take(best, winner, column[kw], splat(kh * K + kw));
     }
     const int64_t lanes = ow + kWidth <= writable ? kWidth : outputs - ow;
-    store_first(out + ow, best, lanes);
+    store(out + ow, best, lanes);
     store_cells(offsets + ow, winner, lanes);
   }
 }

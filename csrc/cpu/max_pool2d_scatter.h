@@ -225,11 +225,11 @@ const char* scatter(const PoolBackward<T, O>& call) {
               const float* from = sums.data + h * row + w * column;
               if (!kChannels && call.x_w == 1) {  // the rest of the row
                 for (; w + kWidth <= columns.size; w += kWidth, to += kWidth, from += kWidth) store(to, load(from));
-                if (w < columns.size) store_first(to, load_first(from, columns.size - w, 0.0f), columns.size - w);
+                if (w < columns.size) store(to, load_first(from, columns.size - w, 0.0f), columns.size - w);
                 break;
               }
               for (int64_t i = 0; i < channels; i += kWidth) {
-                store_first(to + i, load_first(from + i, channels - i, 0.0f), channels - i);
+                store(to + i, load_first(from + i, channels - i, 0.0f), channels - i);
               }
             }
           }

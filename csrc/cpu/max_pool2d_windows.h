@@ -112,7 +112,7 @@ void pool_window_row(const PoolForward<T, O>& call, RowWinners& kept, const T* x
       if (until < end) {
         store(kept.best + ow, best), store(kept.winner + ow, winner);
       } else if (call.out_w == 1) {
-        store_first(out + ow, best, width - ow);
+        store(out + ow, best, width - ow);
         store_cells(offsets + ow, winner, width - ow);
       } else {
         for (int64_t i = 0; i < kWidth && ow + i < width; ++i) {

@@ -35,7 +35,7 @@ constexpr int kWidth = 4;
 typedef float Vec __attribute__((vector_size(kWidth * 4)));
 typedef int32_t IVec __attribute__((vector_size(kWidth * 4)));  // also what comparisons of Vec give: 0 or -1
 
-FASTDL_INLINE Vec splat(float x) { return Vec{} + x; }
+FASTDL_INLINE Vec splat(float x) { return x - Vec{}; }  // not x + 0: that loses the sign of -0
 FASTDL_INLINE IVec splat(int32_t x) { return IVec{} + x; }
 FASTDL_INLINE IVec as_int(Vec x) { return reinterpret_cast<IVec>(x); }
 FASTDL_INLINE Vec as_float(IVec x) { return reinterpret_cast<Vec>(x); }
@@ -144,10 +144,10 @@ FASTDL_INLINE float sum(Vec x) {
     for (int i = 0; i < half; ++i) x[i] += x[i + half];
   return x[0];
 }
-// NaN lanes do not count.
+// NaN lanes do not count; NaN if there are no others.
 FASTDL_INLINE float max(Vec x) {
   for (int half = kWidth / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) x[i] = x[i + half] > x[i] ? x[i + half] : x[i];
+    for (int i = 0; i < half; ++i) x[i] = x[i] >= x[i + half] || x[i + half] != x[i + half] ? x[i] : x[i + half];
   return x[0];
 }
 
@@ -284,14 +284,22 @@ FASTDL_INLINE void store(f16* p, Vec v) {
 #endif
 }
 
+#if defined(__AVX512F__)
+FASTDL_INLINE __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+#endif
+
 // The first n lanes (0 <= n <= kWidth); the others are `other` and memory beyond is not touched.
 template <class T>
 FASTDL_INLINE Vec load(const T* p, int64_t n, float other = 0.0f) {
   if (n >= kWidth) return load(p);
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) {
-    __mmask16 mask = static_cast<__mmask16>((1u << n) - 1);
-    return _mm512_mask_loadu_ps(splat(other), mask, p);
+    return _mm512_mask_loadu_ps(splat(other), first_lanes(n), p);
+  } else {
+    const __m256i raw = _mm256_maskz_loadu_epi16(first_lanes(n), p);
+    T lanes[kWidth];
+    std::memcpy(lanes, &raw, sizeof lanes);
+    return _mm512_mask_mov_ps(splat(other), first_lanes(n), load(lanes));
   }
 #endif
   Vec v = splat(other);
@@ -303,8 +311,13 @@ FASTDL_INLINE void store(T* p, Vec v, int64_t n) {
   if (n >= kWidth) return store(p, v);
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) {
-    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), v);
-    return;
+    return _mm512_mask_storeu_ps(p, first_lanes(n), v);
+  } else {
+    T lanes[kWidth];
+    store(lanes, v);
+    __m256i raw;
+    std::memcpy(&raw, lanes, sizeof raw);
+    return _mm256_mask_storeu_epi16(p, first_lanes(n), raw);
   }
 #endif
   for (int64_t i = 0; i < n; ++i) p[i] = from_float<T>(v[i]);
