@@ -65,9 +65,7 @@ def forward(
     if library.conv2d_forward_covers(x, weight, bias, out, **window, **epilogue):
         library.conv2d_forward(x, weight, bias, out, **window, **epilogue)
         return
-    in_library = (
-        bias if x.device.type == "cpu" else None
-    )  # oneDNN adds it for nothing, torch on CUDA in a pass
+    in_library = bias if _bias_is_free(x) else None
     result = torch.convolution(x, weight, in_library, *_positional(window))
     if result.stride() != out.stride():  # the epilogue takes dense tensors
         result = out.copy_(result)
@@ -128,6 +126,11 @@ def backward(
     for gradient, result in ((grad_x, found[0]), (grad_weight, found[1])):
         if gradient is not None:
             _hand_over(gradient, result)
+
+
+def _bias_is_free(x: Tensor) -> bool:
+    """In torch's convolution: oneDNN adds it before it rounds; on CUDA torch does so in a pass behind it."""
+    return x.device.type == "cpu"
 
 
 def _positional(window: dict[str, Any]) -> tuple[Any, ...]:
