@@ -6,6 +6,7 @@ alone; that is how ``fastdl.convert`` works.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from . import functional as F
@@ -75,16 +76,21 @@ def batch_norm_forward(
     training = module.training or (module.running_mean is None and module.running_var is None)
     tracks = module.training and module.track_running_stats
     counter = module.num_batches_tracked if tracks else None
-    if counter is not None and module.momentum is None:  # a cumulative average, over this batch too
-        momentum = 1.0 / (float(counter) + 1.0)
     use_running = not module.training or module.track_running_stats
+    running = (module.running_mean, module.running_var) if use_running else (None, None)
+    averaged: tuple[Tensor, ...] = ()  # what becomes the average of this batch and those before
+    if counter is not None and module.momentum is None:
+        if torch.compiler.is_compiling():  # no number that depends on data: torch's own breaks the graph
+            averaged, running = running, tuple(map(torch.zeros_like, running))
+            momentum = 1.0
+        else:
+            momentum = 1.0 / (float(counter) + 1.0)
     if counter is not None:  # first, as torch: a checkpoint's second run may end inside the call
         counter.add_(1)
     try:
-        return F.batch_norm(
+        out = F.batch_norm(
             input,
-            module.running_mean if use_running else None,
-            module.running_var if use_running else None,
+            *running,
             module.weight,
             module.bias,
             training,
@@ -98,6 +104,9 @@ def batch_norm_forward(
         if counter is not None:
             counter.sub_(1)
         raise
+    for average, batch in zip(averaged, running, strict=False):
+        average.lerp_(batch, (1.0 / counter).to(average.dtype))
+    return out
 
 
 class Conv2d(nn.Conv2d):
