@@ -10,8 +10,8 @@
 
 namespace fastdl::cpu {
 
-// exp(x) - 1 for x <= 88 without cancellation: x = n ln 2 + r, 2^n * (exp(r) - 1) + (2^n - 1).
-FASTDL_INLINE Vec expm1(Vec x) {
+// exp(x) - 1 for x <= 88 without cancellation: x = n ln 2 + r, 2^n * (exp(r) - 1) + (2^n - 1); and exp(x).
+FASTDL_INLINE Vec expm1(Vec x, Vec& exp) {
   Vec clamped = select(x > 88.0f, splat(88.0f), select(x < -30.0f, splat(-30.0f), x));  // NaN goes through
   Vec n = round(clamped * 1.44269504088896341f);
   Vec r = fma(n, splat(-0.693145751953125f), clamped);
@@ -24,8 +24,14 @@ FASTDL_INLINE Vec expm1(Vec x) {
   p = fma(p, r, splat(5.0000001201e-1f));
   p = fma(p, r * r, r);
   Vec scale = as_float((to_int(n) + 127) << 23);
+  exp = fma(p, scale, scale);
   Vec y = fma(p, scale, scale - 1.0f);
   return select(x == 0.0f, x, y);  // keeps the sign of zero
+}
+
+FASTDL_INLINE Vec expm1(Vec x) {
+  Vec exp;
+  return expm1(x, exp);
 }
 
 // log(1 + x) for 0 <= x <= 1: 2 atanh(s), s = x / (2 + x).
@@ -47,10 +53,13 @@ FASTDL_INLINE Vec sigmoid(Vec x) {
   return select(x < 0.0f, e, splat(1.0f)) / (e + 1.0f);
 }
 
-// t = exp(-2 |x|) - 1, |tanh(x)| = -t / (2 + t).
+// e = exp(-2 |x|), |tanh(x)| = (1 - e) / (1 + e), from 1/2 on as 1 - 2 e / (1 + e): near saturation
+// rounded once, since the derivative 1 - y * y is there mostly the rounding of y.
 FASTDL_INLINE Vec tanh(Vec x) {
-  Vec t = expm1(abs(x) * -2.0f);
-  Vec y = -t / (t + 2.0f);
+  Vec e, t = expm1(abs(x) * -2.0f, e);
+  IVec far = abs(x) > 0.5f;
+  Vec part = select(far, e * 2.0f, -t) / (e + 1.0f);
+  Vec y = select(far, 1.0f - part, part);
   return as_float((as_int(y) & 0x7fffffff) | (as_int(x) & INT32_MIN));
 }
 
