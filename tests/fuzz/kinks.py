@@ -1,0 +1,45 @@
+"""Where a derivative jumps, rounding decides on which side a value falls; where an activation is saturated,
+torch's derivative is rounding alone, in float64 too: no rule can judge that."""
+
+import torch
+from fuzz.examples import Example
+from fuzz.running import double, draw
+from namesakes import NAMESAKES
+from torch import Tensor
+
+
+def near_a_kink(example: Example, seed: int) -> bool:
+    """Whether a value of the draw lies within rounding of a kink."""
+    tensors = double(draw(example, seed))
+    if example.op == "affine_grid_sample":
+        return bool(
+            any(_jumps(axis) for axis in _pixels(tensors["theta"], tensors["input"], example.options))
+        )
+    activation = example.options.get("activation")
+    if activation not in ("relu", "leaky_relu", "sigmoid", "tanh"):
+        return False
+    if example.op == "batch_norm":
+        tensors = {"running_mean": None, "running_var": None} | tensors
+    try:
+        before = NAMESAKES[example.op](**tensors, **(example.options | {"activation": None}))
+    except Exception:  # to be rejected
+        return False
+    finite = before[before.isfinite()].abs()
+    if activation in ("sigmoid", "tanh"):  # derived from the output: where it is 1, float64 is no oracle
+        return bool((finite > 12).any())
+    return bool(finite.numel() and (finite < 1e-5 * finite.max()).any())
+
+
+def _pixels(theta: Tensor, image: Tensor, options: dict) -> list[Tensor]:
+    """Where the samples fall, in pixels, x and y."""
+    grid = torch.nn.functional.affine_grid(theta, list(options["size"]), options["align_corners"])
+    extents = image.shape[3], image.shape[2]
+    if options["align_corners"]:
+        return [(grid[..., i] + 1) / 2 * (extents[i] - 1) for i in (0, 1)]
+    return [((grid[..., i] + 1) * extents[i] - 1) / 2 for i in (0, 1)]
+
+
+def _jumps(coordinates: Tensor) -> bool:
+    """Pixels meet at whole coordinates, nearest ones and edges at halves."""
+    distance = (2 * coordinates - (2 * coordinates).round()).abs()
+    return bool((distance < 1e-5 * coordinates.abs().clamp(min=1)).any())

@@ -1,0 +1,40 @@
+"""Any shapes, arguments, dtypes, layouts and values, on every backend, against torch.
+
+    FASTDL_FUZZ=20000 .venv/bin/python -m pytest -m slow tests/fuzz -k "cpu and conv2d"
+
+draws that many new examples; without it the number per backend below, the same in every run.
+"""
+
+import os
+
+import pytest
+from fuzz.examples import EXAMPLES
+from fuzz.kinks import near_a_kink
+from fuzz.running import check
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from support import KERNEL_BACKENDS
+
+pytestmark = pytest.mark.slow
+
+ASKED = int(os.environ.get("FASTDL_FUZZ", "0"))
+#: What emulation and interpretation leave time for.
+SHARE = {"cpu": 3000, "cuda": 400, "triton": 60}
+
+
+@pytest.mark.parametrize("op", EXAMPLES)
+@pytest.mark.parametrize("kernel", KERNEL_BACKENDS)
+def test_any_call(op, kernel):
+    @settings(
+        max_examples=ASKED or SHARE[kernel],
+        derandomize=not ASKED,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(EXAMPLES[op], st.integers(0, 1000))
+    def run(example, seed):
+        assume(not near_a_kink(example, seed))
+        check(example, kernel, seed)
+
+    run()
