@@ -1,5 +1,5 @@
-"""Found by fuzzing, in torch 2.13: where dilation leaves a window nothing but padding, torch's index is outside
-the plane, and its backward writes there, into memory of others. Ours has no winner there, and no gradient."""
+"""Found by fuzzing, in torch 2.13: where dilation leaves a window nothing but padding, torch indexes outside
+the plane, and its backward writes there, in memory of others. Ours has no winner there, and no gradient."""
 
 import pytest
 import torch
