@@ -1,4 +1,4 @@
-"""The command line: ``fastdl info``, ``fastdl parity``, ``fastdl bench``, ``fastdl demo``."""
+"""The command line: ``fastdl info``, ``parity``, ``bench``, ``demo``, ``train``, ``experiment``."""
 
 from __future__ import annotations
 
@@ -280,6 +280,136 @@ def demo(
 
     console.print(info_table())
     run(epochs, torch.device(device), output, seed, console)
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(help="A network; `fastdl models` lists them.")],
+    data: Annotated[str | None, typer.Option(help="Another data set than the recipe's.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of IDX files for mnist and fashion.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    batch: Annotated[int | None, typer.Option(min=2)] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="sgd, momentum, nesterov, adagrad, rmsprop, adam or adamw.")
+    ] = None,
+    schedule: Annotated[str | None, typer.Option(help="constant, cosine, step, warmup or one_cycle.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(min=0)] = None,
+    clip: Annotated[float | None, typer.Option(help="Largest norm of the gradients; 0: any.", min=0)] = None,
+    patience: Annotated[int | None, typer.Option(help="Stop after that many epochs without gain.")] = None,
+    validation: Annotated[float | None, typer.Option(help="Part of the training samples held out.")] = None,
+    augment: Annotated[
+        list[str] | None, typer.Option(help="flip, crop, colour or distort; repeatable.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Of the network, as dropout=0.3; repeatable.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, batches and whatever else is drawn.")] = None,
+    compare: Annotated[bool, typer.Option(help="Train a stock network beside the converted one.")] = False,
+    stock: Annotated[bool, typer.Option(help="Train a stock network instead of a converted one.")] = False,
+    amp: Annotated[bool, typer.Option(help="Half precision where torch's autocast has it.")] = False,
+    compile: Annotated[bool, typer.Option(help="Through torch.compile.")] = False,
+    cuda_graphs: Annotated[bool, typer.Option(help="Capture each step's forward and backward.")] = False,
+    workers: Annotated[int, typer.Option(help="Processes that fetch batches.", min=0)] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on from the output folder's last.pt.")] = False,
+    backbone: Annotated[
+        Path | None, typer.Option(help="Begin with this checkpoint's weights, but for the last layer's.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto: cuda where there is one.")] = "auto",
+    output: Annotated[Path | None, typer.Option(help="Folder; by default train_output/NAME.")] = None,
+) -> None:
+    """Train a network of the course by its recipe; under torchrun, in several processes."""
+    from . import train as t
+    from .train import distributed
+
+    output = output or Path("train_output") / name
+    kinds = ("stock", "converted") if compare else ("stock",) if stock else ("converted",)
+    how = t.How(torch.device(_device(device)), kinds, amp, compile, cuda_graphs, workers)
+    quiet = int(os.environ.get("RANK", "0")) > 0
+    try:
+        recipe = t.recipe(name)
+        recipe = recipe.changed(
+            data=data,
+            epochs=epochs,
+            batch=batch,
+            lr=lr,
+            optimizer=optimizer,
+            schedule=schedule,
+            weight_decay=weight_decay,
+            clip=clip,
+            patience=patience,
+            validation=validation,
+            augment=tuple(augment) if augment else None,
+            options={**recipe.options, **dict(map(_assignment, option))} if option else None,
+            seed=seed,
+        )
+        t.train(name, recipe, how, output, Console(quiet=True) if quiet else console, root, resume, backbone)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError) as error:
+        if not str(error).startswith("fastdl."):
+            raise
+        raise typer.BadParameter(str(error)) from None
+    finally:
+        distributed.end()
+
+
+def _assignment(text: str) -> tuple[str, object]:
+    """``name=value``, the value read as JSON where it is JSON."""
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise typer.BadParameter(f"expected NAME=VALUE, got {text!r}", param_hint="--option")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+@app.command()
+def models() -> None:
+    """List the networks of the course: parameters, and what each is trained on."""
+    from . import models as m
+    from .train import RECIPES
+
+    table = Table("network", "parameters", "data", "optimiser", "epochs", title="fastdl models")
+    for name in m.names():
+        with torch.device("meta"):
+            count = sum(p.numel() for p in m.create(name).parameters())
+        r = RECIPES.get(name)
+        row = (r.data, f"{r.optimizer} {r.lr:g}", str(r.epochs)) if r else ("-", "-", "-")
+        table.add_row(name, f"{count:,}", *row)
+    console.print(table)
+
+
+@app.command()
+def experiment(
+    name: Annotated[str, typer.Argument(help="Which; `fastdl experiments` lists them.")],
+    output: Annotated[Path, typer.Option(help="Folder for the figure and the JSON.")] = Path("experiments"),
+    epochs: Annotated[float, typer.Option(help="A factor on the epochs of the course.", min=0.01)] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of weights, batches and whatever else is drawn.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto: cuda where there is one.")] = "auto",
+) -> None:
+    """Run an experiment of the course: a figure and a JSON of what came out."""
+    from . import experiments as e
+
+    try:
+        report = e.run(name, output, console, epochs, torch.device(_device(device)), seed)
+    except (ValueError, ModuleNotFoundError) as error:
+        if not str(error).startswith("fastdl."):
+            raise
+        raise typer.BadParameter(str(error)) from None
+    console.print_json(data=report["results"])
+
+
+@app.command()
+def experiments() -> None:
+    """List the experiments of the course."""
+    from .experiments import EXPERIMENTS
+
+    table = Table("experiment", "question")
+    for name, one in EXPERIMENTS.items():
+        table.add_row(name, one.question)
+    console.print(table)
 
 
 def main() -> None:
