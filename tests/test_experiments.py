@@ -2,6 +2,8 @@
 
 import io
 import json
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,3 +56,9 @@ def test_critical_points_decide_alone():
     kept = competing[0, :, :, 0].argmax(1).unique()
     assert 1 < len(kept) < x.shape[2]
     torch.testing.assert_close(seeing.with_transforms(model, x[:, :, kept], transforms)[1], logits)
+
+
+def test_the_page_says_what_the_runs_said():
+    root = Path(__file__).parent.parent / "docs"
+    page = runpy.run_path(str(root / "experiments" / "page.py"), run_name="page")
+    assert (root / "experiments.md").read_text() == page["text"]()

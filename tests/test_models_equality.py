@@ -128,6 +128,18 @@ def failures(case: str) -> dict[str, Verdict]:
     ours, torchs = results(fast, batches, torch.float32), results(stock, batches, torch.float32)
     exact = results(oracle, batches, torch.float64)
     verdicts = {name: judge(tensor, torchs[name], exact[name]) for name, tensor in ours.items()}
+    if case in LARGE:
+        # Of millions of activations one lies within rounding of 0, where relu has a corner, and its layer's
+        # gradient is either of two: so these are held to the rule as one vector, by its length.
+        gradients = [name for name in ours if name.startswith("gradient")]
+        error, torch_error = (
+            float(torch.stack([(which[n].cpu().double() - exact[n].cpu()).norm() for n in gradients]).norm())
+            for which in (ours, torchs)
+        )
+        size = float(torch.stack([exact[n].cpu().norm() for n in gradients]).norm())
+        verdicts = {name: verdict for name, verdict in verdicts.items() if name not in gradients}
+        excess = error - (2 * torch_error + torch.finfo(torch.float32).eps * size)
+        verdicts["gradients"] = Verdict(error, torch_error, "too far from the oracle" if excess > 0 else "")
     return {name: verdict for name, verdict in verdicts.items() if verdict.failure}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,6 @@ def run(
     if name not in EXPERIMENTS:
         raise ValueError(f"fastdl.experiments: expected one of {', '.join(EXPERIMENTS)}, got {name!r}")
     output.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
     setting = Setting(output, console, epochs, device or torch.device("cpu"), seed)
     results = EXPERIMENTS[name].run(setting)
     report = {
@@ -62,7 +60,6 @@ def run(
         "results": results,
         "epochs factor": epochs,
         "seed": seed,
-        "seconds": round(time.perf_counter() - start, 1),
         "environment": environment(),
     }
     text = json.dumps(report, indent=1) + "\n"
