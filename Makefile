@@ -16,10 +16,12 @@ INSTALL_DOCS = $(PY) -m pip install --quiet --disable-pip-version-check -r docs/
 ifeq ($(VENV),none)
 PY    := $(PYTHON)
 READY := build/site/.installed
+EXTRAS :=
 export PYTHONPATH := $(CURDIR)/build/site$(if $(PYTHONPATH),:$(PYTHONPATH))
 else
 PY    := $(VENV)/bin/python
 READY := $(VENV)/.installed
+EXTRAS := $(VENV)/.extras
 endif
 
 PYTEST   = $(PY) -m pytest
@@ -38,7 +40,7 @@ demo: $(READY) ## a small network before and after conversion, with figures
 test: $(READY) ## the tests, but for the slow ones (those that need a GPU run where there is one)
 	$(PYTEST) -m "not slow" $(PARALLEL)
 
-test-slow: $(READY) ## the slow tests
+test-slow: $(READY) $(EXTRAS) ## the slow tests
 	$(PYTEST) -m slow $(PARALLEL)
 
 lint: $(READY) ## ruff, both ways
@@ -61,12 +63,17 @@ gpu: ## parity, GPU tests, sanitizers and benchmarks on this machine's GPU, resu
 
 clean: ## remove what was built, .venv excepted
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .benchmarks .hypothesis demo_output
-	rm -f fastdl/*.so fastdl/native/*.so fastdl/native/build.json $(VENV)/.installed
+	rm -f fastdl/*.so fastdl/native/*.so fastdl/native/build.json $(VENV)/.installed $(VENV)/.extras
 
 $(VENV)/.installed: requirements.txt pyproject.toml setup.py $(SOURCES)
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(INSTALL) --editable .
+	touch $@
+
+# Without their dependencies: torchvision would bring another torch.
+$(VENV)/.extras: requirements-extras.txt | $(READY)
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-extras.txt
 	touch $@
 
 # An editable install works through a .pth file, which Python reads in site folders only: sitecustomize
