@@ -81,14 +81,7 @@ def cuda() -> Iterator[Step]:
 
 def measure(step: Step, device: torch.device, wanted: Sequence[str], seconds: float = 2.0) -> Iterator[Row]:
     """Rows of ``wanted`` implementations, eager always among them."""
-    torch.manual_seed(0)
-    stock = step.make().to(device).train()
-    x, target = (
-        torch.randn(step.shape, device=device),
-        torch.randint(step.classes, step.shape[:1], device=device),
-    )
-    if step.amp:
-        stock, x = (t.to(memory_format=torch.channels_last) for t in (stock, x))
+    once = training(step, device)
     calls, rows = {}, {}
     for name in dict.fromkeys((EAGER, *wanted)):
         dtype = "bfloat16" if step.amp else "float32"
@@ -98,7 +91,7 @@ def measure(step: Step, device: torch.device, wanted: Sequence[str], seconds: fl
             row.status, row.note = "skipped", "for GPUs"
             continue
         try:
-            calls[name] = _training(step, name, stock, x, target)
+            calls[name] = once(name)
             calls[name]()
         except Exception as error:
             row.status, row.note = "failed", f"{type(error).__name__}: {error}".split("\n")[0][:200]
@@ -115,9 +108,18 @@ def measure(step: Step, device: torch.device, wanted: Sequence[str], seconds: fl
     yield from rows.values()
 
 
-def _training(step: Step, name: str, stock: nn.Module, x: Tensor, target: Tensor) -> Callable[[], object]:
-    """One training step of a copy of ``stock``."""
-    model = copy.deepcopy(stock)
+def training(step: Step, device: torch.device) -> Callable[[str], Callable[[], object]]:
+    """What makes one training step by an implementation, all from the same weights and on the same batch."""
+    torch.manual_seed(0)
+    stock = step.make().to(device).train()
+    x = torch.randn(step.shape, device=device)
+    target = torch.randint(step.classes, step.shape[:1], device=device)
+    if step.amp:
+        stock, x = (t.to(memory_format=torch.channels_last) for t in (stock, x))
+    return lambda name: _training(step, name, copy.deepcopy(stock), x, target)
+
+
+def _training(step: Step, name: str, model: nn.Module, x: Tensor, target: Tensor) -> Callable[[], object]:
     loss = T.cross_entropy
     if name.startswith(OURS):
         model, loss = fastdl.convert(model), fastdl.functional.cross_entropy
