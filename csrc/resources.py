@@ -99,9 +99,23 @@ def demangle(names: Iterable[str]) -> dict[str, str]:
     return short
 
 
+def _included(source: Path) -> list[Path]:
+    """The file and, transitively, what it includes of ours."""
+    found, queue = set(), [source.resolve()]
+    while queue:
+        path = queue.pop()
+        if path in found or not path.is_file():
+            continue
+        found.add(path)
+        names = re.findall(r'^\s*#\s*include\s*"([^"]+)"', path.read_text(), re.MULTILINE)
+        queue += [(path.parent / name).resolve() for name in names]
+    return sorted(found)
+
+
 def _digest(source: Path, command: list[str]) -> str:
-    digest = hashlib.sha256("\0".join(command).encode())
-    for path in (source, *sorted(source.parent.glob("*.cuh")), *sorted(CSRC.glob("*.h"))):
+    version = subprocess.run([command[0], "--version"], capture_output=True).stdout
+    digest = hashlib.sha256("\0".join(command).encode() + version)
+    for path in _included(source):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:20]
 

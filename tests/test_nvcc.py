@@ -1,11 +1,13 @@
 """Every kernel of csrc/cuda compiles for every architecture, without spills and within a block's means."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
-CSRC = Path(__file__).parent.parent / "csrc"
+ROOT = Path(__file__).parent.parent
+CSRC, RESULTS = ROOT / "csrc", ROOT / "bench" / "results" / "nvcc"
 sys.path.insert(0, str(CSRC))  # its tools are scripts
 
 import resources  # noqa: E402
@@ -33,6 +35,29 @@ def test_reads_what_ptxas_says():
     assert copy.op == "batch_norm"
     assert resources.problems(copy) == ["spills 8 bytes"] and not resources.problems(fill)
     assert resources.demangle([copy.kernel])[copy.kernel] == "copy<float>"
+
+
+def test_what_was_compiled_goes_with_what_it_includes():
+    names = {path.name for path in resources._included(CSRC / "cuda" / "batch_norm_forward.cu")}
+    assert {
+        "batch_norm_forward.cu",
+        "batch_norm_cut.cuh",
+        "runtime.cuh",
+        "batch_norm.h",
+        "library.h",
+    } <= names
+    assert "conv2d.h" not in names
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_kept_summaries(path):
+    """Every op on every architecture, nothing spilled. `stack` may be more: an array indexed at run time."""
+    rows = json.loads(path.read_text())["worst"]
+    expected = {(op, arch) for op in resources.OPS for arch in resources.ARCHITECTURES}
+    assert {(row["op"], row["target"]) for row in rows if row["op"]} == expected
+    for row in rows:
+        assert row["spills"] == 0 and row["registers"] <= resources.REGISTER_LIMIT
+        assert row["shared"] <= resources.SHARED_LIMIT
 
 
 @needs_nvcc

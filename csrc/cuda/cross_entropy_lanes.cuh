@@ -51,7 +51,7 @@ __device__ __forceinline__ float max_parts(const Split& split, float value, floa
 }
 
 template <class T, Share kShare>
-__global__ void __launch_bounds__(kThreads, kShare == Share::kNone ? kAny : kOne) cross_entropy_lanes_forward(Problem p, Losses losses, Split split) {
+__global__ void __launch_bounds__(kThreads, kOne) cross_entropy_lanes_forward(Problem p, Losses losses, Split split) {
   __shared__ float slots[kThreads];
   __shared__ Sums summed[kThreads / kWarp];
   __shared__ bool last;
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, kShare == Share::kNone ? kAny : kOne
 
 // kInRegisters: C <= kBlock and one part; the softmax is taken from the row itself. Else the row is read twice.
 template <class T, Share kShare, bool kInRegisters>
-__global__ void __launch_bounds__(kThreads, kShare == Share::kNone ? kAny : kOne)
+__global__ void __launch_bounds__(kThreads, kShare == Share::kNone && !kInRegisters ? kAny : kOne)
     cross_entropy_lanes_backward(Problem p, Scale scale_of, const float* lse, Tensor grad, Split split) {
   constexpr int kTaken = kInRegisters ? kBlock : kBlock / 2;  // few registers, many threads
   __shared__ float slots[kThreads];

@@ -69,7 +69,8 @@ struct Part {
 
 // kCluster: a cluster's blocks share one row; else a block takes kThreads / kTeam rows at a time.
 template <class T, Share kShare, int kTeam, int V, bool kCluster>
-__global__ void __launch_bounds__(kThreads, kCluster ? kOne : kAny) cross_entropy_rows_forward(Problem p, Losses losses) {
+__global__ void __launch_bounds__(kThreads, kCluster || kShare == Share::kSoft ? kOne : kAny)
+    cross_entropy_rows_forward(Problem p, Losses losses) {
   constexpr int kVectors = kStep<kShare> / V, kRows = kThreads / kTeam;
   __shared__ float reduced[kThreads / kWarp];
   __shared__ Sums summed[kThreads / kWarp];
@@ -141,7 +142,7 @@ __global__ void __launch_bounds__(kThreads, kCluster ? kOne : kAny) cross_entrop
 }
 
 template <class T, Share kShare, int kTeam, int V, bool kInRegisters>
-__global__ void __launch_bounds__(kThreads, kTeam == kWarp && V == 1 && kShare == Share::kSmooth ? kOne : kAny)
+__global__ void __launch_bounds__(kThreads, kShare == Share::kSmooth && (!kInRegisters || V == 1) ? kOne : kAny)
     cross_entropy_rows_backward(Problem p, Scale scale_of, const float* lse, Tensor grad) {
   constexpr int kRows = kThreads / kTeam, kVectors = (kInRegisters ? kResident : kStep<kShare>) / V;
   constexpr int kStride = kTeam * V;
