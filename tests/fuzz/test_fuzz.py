@@ -24,6 +24,7 @@ SHARE = {"cpu": 2000, "cuda": 300, "triton": 20}
 #: Open, to be mended: what the fuzzer finds at once. FASTDL_FUZZ=100 shows it.
 OPEN = {
     ("cpu", "batch_norm"): "float32 sums, where torch on a CPU has float64 ones: running_mean, grad_weight",
+    ("cpu", "cross_entropy"): "two rows of three logits, scale 5: more than twice torch's error",
     ("cuda", "batch_norm"): "float32 sums, where torch on a CPU has float64 ones: grad_weight",
     ("cuda", "conv2d"): "depthwise, stride 2: NaN of the incoming gradient elsewhere than in torch",
 }

@@ -43,6 +43,8 @@ class Shared:
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("kernel", KERNEL_BACKENDS)
 def test_eight_threads_on_a_cold_start(name, kernel, device):
+    if kernel == "triton" and device.type == "cpu":
+        pytest.skip("Triton's interpreter keeps the program's position in one global")
     for cache in (backends._picked, backends._short_way, backends.kernel):
         cache.cache_clear()
     with backends.use_backend(kernel):
