@@ -102,13 +102,6 @@ def synchronised() -> nn.Module:
     return nn.SyncBatchNorm.convert_sync_batchnorm(vision("resnet18", num_classes=10))
 
 
-def scripted_inside() -> nn.Module:
-    """A submodule that cannot be traced."""
-    model = vision("squeezenet1_1", num_classes=10)
-    model.features[4] = torch.jit.script(model.features[4])
-    return model
-
-
 IMAGE = (2, 3, 64, 64)
 SMALL = (2, 3, 32, 32)
 #: name: (how to make it, shape of an input, fewest fused calls)
@@ -124,7 +117,6 @@ MODELS = {
     "dict of outputs": (lambda: vision("lraspp_mobilenet_v3_large", num_classes=4), IMAGE, 20),
     "frozen norms, shared head": (pyramid, IMAGE, 8),
     "shared weights and norms": (tied, IMAGE, 16),
-    "scripted submodule": (scripted_inside, IMAGE, 23),
     "norm and activation in one": (lambda: timm("regnetx_002"), IMAGE, 0),
     "identities": (lambda: timm("seresnet18"), IMAGE, 8),
     "split attention": (lambda: timm("resnest14d"), IMAGE, 14),
