@@ -82,9 +82,9 @@ def critical_points(setting: Setting) -> Report:
         shift = max(shift, float((alone - logits).abs().max()))
         largest = max(largest, float(logits.abs().max()))
         axis = figure.add_subplot(2, 4, i + 1, projection="3d")
-        points = cloud[:, :, 0]
+        points = cloud[:, :, 0].numpy()
         axis.scatter(*points, s=2, c="lightgrey")
-        axis.scatter(*points[:, kept], s=6, c="crimson")
+        axis.scatter(*points[:, kept.numpy()], s=6, c="crimson")
         axis.set_title(f"{trainer.data.names[labels[i]]}: {len(kept)} of {points.shape[1]}", fontsize=8)
         axis.set_axis_off()
     figures.save(figure, setting.output / "critical_points.png")

@@ -45,7 +45,7 @@ def curves(history: list[dict[str, Any]], label: str, path: Path) -> None:
 def confusion(predicted: Tensor, target: Tensor, names: tuple[str, ...], path: Path) -> None:
     """How many samples of each class were taken for each."""
     size = len(names)
-    counts = torch.bincount(target * size + predicted, minlength=size * size).view(size, size)
+    counts = torch.bincount(target * size + predicted, minlength=size * size).view(size, size).numpy()
     figure, axis = pyplot().subplots(figsize=(4.5, 4.2))
     axis.imshow(counts, cmap="Blues")
     for row in range(size):
