@@ -95,6 +95,8 @@ FASTDL_INLINE void gradient_terms(const Call& call, const OfChannel& of, int64_t
   two[1] = product[0] + product[1];
 }
 
+constexpr int64_t kPrefetch = 2048;  // values ahead: 8 KB of float32
+
 // The same of the columns of some rows; the rows of `staged` are kTile apart.
 template <class T, Source source, int64_t rows>
 FASTDL_INLINE void gradient_terms(const Call& call, int64_t begin, int64_t column, int64_t n,
@@ -107,6 +109,9 @@ FASTDL_INLINE void gradient_terms(const Call& call, int64_t begin, int64_t colum
   sweep(n, [&](int64_t j, auto part, int) {
     Vec total{}, product{};
     for (int64_t r = 0; r < rows; ++r) {
+      // the order of the lines, a column of rows at a time, is none that the processor foresees
+      __builtin_prefetch(x + r * stride + j + kPrefetch);
+      __builtin_prefetch(grad + r * stride + j + kPrefetch);
       Vec centred = part.load(x + r * stride + j) - of(kMean, j);
       Vec dz = part.keep(incoming<T, source>(part, grad + r * stride, centred, mask, staged + r * kTile,
                                              begin + r * stride, j, of));
