@@ -59,7 +59,13 @@ def run(command: list[str], seconds: float) -> dict:
     """How the command ended; all that it started is gone afterwards."""
     begin = time.monotonic()
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, cwd=ROOT
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored below a shell's `&`
+        cwd=ROOT,
     )
     status = None
     try:

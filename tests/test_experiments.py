@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 
 from fastdl import experiments, models
-from fastdl.experiments import lottery, seeing
+from fastdl.experiments import seeing
+from fastdl.experiments.lottery import _pruned
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("mlxtend")
@@ -37,12 +38,12 @@ def test_pruning_takes_the_smaller_half():
     model = models.create("mlp", inputs=8, hidden=(16,), classes=4)
     names = [n for n, p in model.named_parameters() if p.dim() == 2]
     masks = {n: torch.ones_like(model.get_parameter(n)) for n in names}
-    masks = lottery._pruned(model, masks)
+    masks = _pruned(model, masks)
     assert [int(masks[n].sum()) for n in names] == [64, 48]  # half of 128, three quarters of the last 64
     weights = model.get_parameter(names[0]).detach().abs()
     kept = masks[names[0]].bool()
     assert float(weights[kept].min()) > float(weights[~kept].max())
-    assert int(lottery._pruned(model, masks)[names[0]].sum()) == 32
+    assert int(_pruned(model, masks)[names[0]].sum()) == 32
 
 
 @torch.no_grad()

@@ -221,6 +221,6 @@ def writes(node: fx.Node) -> bool:
         return node.target._schema.is_mutable
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "_")
     flags = node.args if getattr(node.target, "__module__", "") == F.__name__ else ()  # F.relu(x, True)
-    in_place = node.target is fused.in_place or node.target in _IN_PLACE or "out" in node.kwargs
-    in_place = in_place or node.kwargs.get("inplace", False) or any(flag is True for flag in flags)
+    in_place = node.target is fused.in_place or node.target in _IN_PLACE or node.kwargs.get("inplace", False)
+    in_place = in_place or node.kwargs.get("out") is not None or any(flag is True for flag in flags)
     return node.op in ("call_function", "call_method") and (name.endswith("_") or in_place)
