@@ -1,8 +1,12 @@
 """Networks of other people, from the packages of requirements-extras.txt (`make test-slow` installs them)."""
 
+import contextlib
 import importlib
 import os
 import re
+import sys
+from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -60,10 +64,19 @@ def monai(name: str, **options) -> nn.Module:
     return getattr(need("monai.networks.nets"), name)(**options)
 
 
+@contextlib.contextmanager
+def _elsewhere():
+    """Without the root of this repository on sys.path: transformers looks for a package named kernels."""
+    root = Path(__file__).resolve().parents[1]
+    with mock.patch.object(sys, "path", [p for p in sys.path if Path(p or ".").resolve() != root]):
+        yield
+
+
 def transformers(name: str, kind: str = "Model", **options) -> nn.Module:
     need("torchvision")
-    package = need("transformers")
-    return getattr(package, name + kind)(getattr(package, name + "Config")(**options))
+    with _elsewhere():
+        package = need("transformers")
+        return getattr(package, name + kind)(getattr(package, name + "Config")(**options))
 
 
 def segmentation(name: str, encoder: str, **options) -> nn.Module:

@@ -337,9 +337,7 @@ def test_an_inner_backend_that_is_not_there():
 @pytest.mark.parametrize("name", MODELS)
 def test_inner_backends(name, inner):
     model, x = made(name)
-    for module in model.modules():
-        if isinstance(module, (nn.Dropout, nn.Dropout2d)):
-            module.p = 0.0  # Inductor has a random generator of its own
+    model.train(name != "net")  # which drops out, and Inductor has a random generator of its own
     torchs, oracle = written(model, x)
     call = torch.compile(model, backend="fastdl", options={"inner": inner}, fullgraph=True)
     assert_judged(step(model, x, call), torchs, oracle)
