@@ -166,11 +166,32 @@ CURVES = ("linear", "mlp", "net", "lenet5", "siamese", "stn", "vgg_mini", "resne
 @pytest.mark.parametrize("name", CURVES)
 @pytest.mark.slow
 def test_the_loss_goes_the_same_way(name):
-    """200 steps: within a thousandth of stock's at every one."""
+    """200 steps: within a thousandth of stock's at every one, or as near as stock stays to itself.
+
+    Training carries rounding on, in an STN to 2 % of the loss. How far is seen from stock networks whose
+    weights differ by one rounding at the start: ours may stray at most twice as far as they have until then.
+    """
     stock, batches = make(name)
-    fast = convert(copy.deepcopy(stock))
-    curves = [losses(trained, batches, 200) for trained in (stock, fast)]
-    torch.testing.assert_close(curves[1], curves[0], rtol=1e-3, atol=0)
+    begin = copy.deepcopy(stock)
+    curve = losses(stock, batches, 200)
+
+    def strays(other: Trained) -> Tensor:
+        return ((losses(other, batches, 200) - curve) / curve).abs().cummax(0).values
+
+    fast = strays(convert(copy.deepcopy(begin)))
+    if float(fast[-1]) > 1e-3:
+        noise = torch.stack([strays(rounded(begin, seed)) for seed in range(4)]).amax(0)
+        assert torch.all(fast <= torch.clamp_min(2 * noise, 1e-3)), (fast, noise)
+
+
+def rounded(model: Trained, seed: int) -> Trained:
+    """A copy whose weights are off by one rounding, up, down or not at all."""
+    generator = torch.Generator().manual_seed(seed)
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1 + torch.finfo(p.dtype).eps * torch.randint(-1, 2, p.shape, generator=generator).to(p))
+    return model
 
 
 def losses(trained: Trained, batches: list[Batch], steps: int) -> Tensor:
