@@ -32,7 +32,7 @@ def test_computes_the_same(name):
 
 
 def test_synchronised_norms_stay():
-    """Without other processes they compute what any batch norm does; how they are to be synchronised is kept."""
+    """Without other processes they compute what any batch norm does, and stay what they are."""
     torch.manual_seed(0)
     model, x = synchronised(), torch.randn(2, 3, 64, 64)
     ours = convert(copy.deepcopy(model))
