@@ -11,8 +11,10 @@ struct BatchNormForward {
   Tensor x, weight, bias, residual;
   Tensor running_mean, running_var;  // moved in place when training
   Tensor out;
-  Tensor mean, invstd;  // [C] float32: the batch's (training) or the running ones; absent in evaluation, no backward
-  Tensor mask;          // [ceil(numel / 8)] uint8, x's memory order: bit i % 8 of byte i / 8 is !(out[i] <= 0); or absent
+  Tensor mean, invstd;  // [C] float32: the batch's (training) or the running ones; absent in evaluation
+                        // without backward
+  Tensor mask;          // [ceil(numel / 8)] uint8, x's memory order: bit i % 8 of byte i / 8 is
+                        // !(out[i] <= 0); or absent
   bool training;
   double momentum, eps;
   Activation activation;

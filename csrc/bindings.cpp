@@ -1,6 +1,7 @@
-// The Python module fastdl._C: opens kernel libraries (library.h) and calls them with torch's tensors. With calls.cpp
-// the one file of csrc/ that knows torch. Shapes, dtypes and devices were checked in Python (fastdl/ops), where the outputs were
-// allocated too: here a tensor becomes a view, a string an enum, and an error message an exception.
+// The Python module fastdl._C: opens kernel libraries (library.h) and calls them with torch's tensors. Its
+// files are those of csrc/ that know torch: bindings.h, this one, calls.h and calls*.cpp. Shapes, dtypes and
+// devices were checked in Python (fastdl/ops), where the outputs were allocated too: here a tensor becomes a
+// view, a string an enum, and an error message an exception.
 #include "bindings.h"
 
 #include <torch/version.h>
@@ -11,27 +12,29 @@ void define_calls(py::module_& m);  // calls.cpp
 
 namespace {
 
-// -------------------------------------------------------------------------------- the ops, with the arguments of Python
+// -------------------------------------------------------------------- the ops, with the arguments of Python
 
-void max_pool2d_forward(const Library& library, const at::Tensor& x, const at::Tensor& out, const Optional& offsets,
-                        Pair kernel_size, Pair stride, Pair padding, Pair dilation) {
+void max_pool2d_forward(const Library& library, const at::Tensor& x, const at::Tensor& out,
+                        const Optional& offsets, Pair kernel_size, Pair stride, Pair padding, Pair dilation) {
   MaxPool2dForward p{view(x), view(out), view(offsets), window(kernel_size, stride, padding, dilation)};
   py::gil_scoped_release release;
   library.run("max_pool2d_forward", p, x);
 }
 
 void max_pool2d_backward(const Library& library, const at::Tensor& grad_out, const at::Tensor& offsets,
-                         const at::Tensor& grad_x, Pair kernel_size, Pair stride, Pair padding, Pair dilation) {
-  MaxPool2dBackward p{view(grad_out), view(offsets), view(grad_x), window(kernel_size, stride, padding, dilation)};
+                         const at::Tensor& grad_x, Pair kernel_size, Pair stride, Pair padding,
+                         Pair dilation) {
+  MaxPool2dBackward p{view(grad_out), view(offsets), view(grad_x),
+                      window(kernel_size, stride, padding, dilation)};
   py::gil_scoped_release release;
   library.run("max_pool2d_backward", p, grad_out);
 }
 
-void batch_norm_forward(const Library& library, const at::Tensor& x, const Optional& weight, const Optional& bias,
-                        const Optional& residual, const Optional& running_mean, const Optional& running_var,
-                        const at::Tensor& out, const Optional& mean, const Optional& invstd, const Optional& mask,
-                        bool training, double momentum, double eps, const std::string& activation,
-                        double activation_param) {
+void batch_norm_forward(const Library& library, const at::Tensor& x, const Optional& weight,
+                        const Optional& bias, const Optional& residual, const Optional& running_mean,
+                        const Optional& running_var, const at::Tensor& out, const Optional& mean,
+                        const Optional& invstd, const Optional& mask, bool training, double momentum,
+                        double eps, const std::string& activation, double activation_param) {
   BatchNormForward p{view(x),      view(weight),    view(bias),        view(residual),
                      view(running_mean), view(running_var), view(out), view(mean),
                      view(invstd), view(mask),      training,          momentum,
@@ -41,10 +44,11 @@ void batch_norm_forward(const Library& library, const at::Tensor& x, const Optio
 }
 
 void batch_norm_backward(const Library& library, const at::Tensor& grad_out, const at::Tensor& x,
-                         const Optional& weight, const Optional& bias, const Optional& out, const at::Tensor& mean,
-                         const at::Tensor& invstd, const Optional& mask, const Optional& grad_x,
-                         const Optional& grad_weight, const Optional& grad_bias, const Optional& grad_residual,
-                         bool training, const std::string& activation, double activation_param) {
+                         const Optional& weight, const Optional& bias, const Optional& out,
+                         const at::Tensor& mean, const at::Tensor& invstd, const Optional& mask,
+                         const Optional& grad_x, const Optional& grad_weight, const Optional& grad_bias,
+                         const Optional& grad_residual, bool training, const std::string& activation,
+                         double activation_param) {
   BatchNormBackward p{view(grad_out),    view(x),         view(weight),        view(bias),
                       view(out),         view(mean),      view(invstd),        view(mask),
                       view(grad_x),      view(grad_weight), view(grad_bias),   view(grad_residual),
@@ -65,8 +69,8 @@ void cross_entropy_forward(const Library& library, const at::Tensor& input, cons
 
 void cross_entropy_backward(const Library& library, const at::Tensor& grad_loss, const at::Tensor& input,
                             const at::Tensor& target, const Optional& weight, const at::Tensor& lse,
-                            const at::Tensor& total_weight, const at::Tensor& grad_input, int64_t ignore_index,
-                            double label_smoothing, const std::string& reduction) {
+                            const at::Tensor& total_weight, const at::Tensor& grad_input,
+                            int64_t ignore_index, double label_smoothing, const std::string& reduction) {
   CrossEntropyBackward p{view(grad_loss), view(input),        view(target),     view(weight),
                          view(lse),       view(total_weight), view(grad_input), ignore_index,
                          label_smoothing, reduction_of(reduction)};
@@ -75,17 +79,18 @@ void cross_entropy_backward(const Library& library, const at::Tensor& grad_loss,
 }
 
 void affine_grid_sample_forward(const Library& library, const at::Tensor& input, const at::Tensor& theta,
-                                const at::Tensor& out, const std::string& mode, const std::string& padding_mode,
-                                bool align_corners) {
-  AffineGridSampleForward p{view(input),   view(theta), view(out), mode_of(mode), padding_mode_of(padding_mode),
-                            align_corners};
+                                const at::Tensor& out, const std::string& mode,
+                                const std::string& padding_mode, bool align_corners) {
+  AffineGridSampleForward p{
+      view(input), view(theta), view(out), mode_of(mode), padding_mode_of(padding_mode), align_corners};
   py::gil_scoped_release release;
   library.run("affine_grid_sample_forward", p, input);
 }
 
 void affine_grid_sample_backward(const Library& library, const at::Tensor& grad_out, const at::Tensor& input,
-                                 const at::Tensor& theta, const Optional& grad_input, const Optional& grad_theta,
-                                 const std::string& mode, const std::string& padding_mode, bool align_corners) {
+                                 const at::Tensor& theta, const Optional& grad_input,
+                                 const Optional& grad_theta, const std::string& mode,
+                                 const std::string& padding_mode, bool align_corners) {
   AffineGridSampleBackward p{view(grad_out),   view(input),   view(theta), view(grad_input),
                              view(grad_theta), mode_of(mode), padding_mode_of(padding_mode), align_corners};
   py::gil_scoped_release release;
@@ -93,23 +98,25 @@ void affine_grid_sample_backward(const Library& library, const at::Tensor& grad_
 }
 
 Conv2dForward conv2d_forward_params(const at::Tensor& x, const at::Tensor& weight, const Optional& bias,
-                                    const at::Tensor& out, Pair stride, Pair padding, Pair dilation, int64_t groups,
-                                    const std::string& activation, double activation_param) {
+                                    const at::Tensor& out, Pair stride, Pair padding, Pair dilation,
+                                    int64_t groups, const std::string& activation, double activation_param) {
   return {view(x), view(weight), view(bias), view(out),
           convolution(stride, padding, dilation, groups, activation, activation_param)};
 }
 
-Conv2dBackward conv2d_backward_params(const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight,
-                                      const Optional& grad_x, const Optional& grad_weight, Pair stride, Pair padding,
-                                      Pair dilation, int64_t groups) {
+Conv2dBackward conv2d_backward_params(const at::Tensor& grad_out, const at::Tensor& x,
+                                      const at::Tensor& weight, const Optional& grad_x,
+                                      const Optional& grad_weight, Pair stride, Pair padding, Pair dilation,
+                                      int64_t groups) {
   return {view(grad_out), view(x), view(weight), view(grad_x), view(grad_weight),
           convolution(stride, padding, dilation, groups, "", 0.0)};
 }
 
 Conv2dMaxPool2d conv2d_max_pool2d_params(const at::Tensor& x, const at::Tensor& weight, const Optional& bias,
-                                         const at::Tensor& out, const Optional& offsets, Pair stride, Pair padding,
-                                         Pair dilation, int64_t groups, const std::string& activation,
-                                         double activation_param, Pair pool_kernel_size, Pair pool_stride) {
+                                         const at::Tensor& out, const Optional& offsets, Pair stride,
+                                         Pair padding, Pair dilation, int64_t groups,
+                                         const std::string& activation, double activation_param,
+                                         Pair pool_kernel_size, Pair pool_stride) {
   return {view(x),
           view(weight),
           view(bias),
@@ -147,8 +154,8 @@ void conv2d_epilogue(const Library& library, const at::Tensor& out, const Option
 }
 
 void conv2d_epilogue_backward(const Library& library, const at::Tensor& grad_out, const Optional& out,
-                              const Optional& grad_pre, const Optional& grad_bias, const std::string& activation,
-                              double activation_param) {
+                              const Optional& grad_pre, const Optional& grad_bias,
+                              const std::string& activation, double activation_param) {
   Conv2dEpilogueBackward p{view(grad_out),  view(out),
                            view(grad_pre),  view(grad_bias),
                            activation_of(activation), static_cast<float>(activation_param)};
@@ -186,22 +193,24 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def("describe", &Library::describe)
       .def("max_pool2d_forward", &max_pool2d_forward, py::arg("x"), py::arg("out"), py::arg("offsets"), kw,
            py::arg("kernel_size"), py::arg("stride"), py::arg("padding"), py::arg("dilation"))
-      .def("max_pool2d_backward", &max_pool2d_backward, py::arg("grad_out"), py::arg("offsets"), py::arg("grad_x"),
-           kw, py::arg("kernel_size"), py::arg("stride"), py::arg("padding"), py::arg("dilation"))
+      .def("max_pool2d_backward", &max_pool2d_backward, py::arg("grad_out"), py::arg("offsets"),
+           py::arg("grad_x"), kw, py::arg("kernel_size"), py::arg("stride"), py::arg("padding"),
+           py::arg("dilation"))
       .def("batch_norm_forward", &batch_norm_forward, py::arg("x"), py::arg("weight"), py::arg("bias"),
-           py::arg("residual"), py::arg("running_mean"), py::arg("running_var"), py::arg("out"), py::arg("mean"),
-           py::arg("invstd"), py::arg("mask"), kw, py::arg("training"), py::arg("momentum"), py::arg("eps"),
-           py::arg("activation"), py::arg("activation_param"))
+           py::arg("residual"), py::arg("running_mean"), py::arg("running_var"), py::arg("out"),
+           py::arg("mean"), py::arg("invstd"), py::arg("mask"), kw, py::arg("training"), py::arg("momentum"),
+           py::arg("eps"), py::arg("activation"), py::arg("activation_param"))
       .def("batch_norm_backward", &batch_norm_backward, py::arg("grad_out"), py::arg("x"), py::arg("weight"),
-           py::arg("bias"), py::arg("out"), py::arg("mean"), py::arg("invstd"), py::arg("mask"), py::arg("grad_x"),
-           py::arg("grad_weight"), py::arg("grad_bias"), py::arg("grad_residual"), kw, py::arg("training"),
-           py::arg("activation"), py::arg("activation_param"))
-      .def("cross_entropy_forward", &cross_entropy_forward, py::arg("input"), py::arg("target"), py::arg("weight"),
-           py::arg("loss"), py::arg("lse"), py::arg("total_weight"), kw, py::arg("ignore_index"),
-           py::arg("label_smoothing"), py::arg("reduction"))
-      .def("cross_entropy_backward", &cross_entropy_backward, py::arg("grad_loss"), py::arg("input"),
-           py::arg("target"), py::arg("weight"), py::arg("lse"), py::arg("total_weight"), py::arg("grad_input"), kw,
+           py::arg("bias"), py::arg("out"), py::arg("mean"), py::arg("invstd"), py::arg("mask"),
+           py::arg("grad_x"), py::arg("grad_weight"), py::arg("grad_bias"), py::arg("grad_residual"), kw,
+           py::arg("training"), py::arg("activation"), py::arg("activation_param"))
+      .def("cross_entropy_forward", &cross_entropy_forward, py::arg("input"), py::arg("target"),
+           py::arg("weight"), py::arg("loss"), py::arg("lse"), py::arg("total_weight"), kw,
            py::arg("ignore_index"), py::arg("label_smoothing"), py::arg("reduction"))
+      .def("cross_entropy_backward", &cross_entropy_backward, py::arg("grad_loss"), py::arg("input"),
+           py::arg("target"), py::arg("weight"), py::arg("lse"), py::arg("total_weight"),
+           py::arg("grad_input"), kw, py::arg("ignore_index"), py::arg("label_smoothing"),
+           py::arg("reduction"))
       .def("affine_grid_sample_forward", &affine_grid_sample_forward, py::arg("input"), py::arg("theta"),
            py::arg("out"), kw, py::arg("mode"), py::arg("padding_mode"), py::arg("align_corners"))
       .def("affine_grid_sample_backward", &affine_grid_sample_backward, py::arg("grad_out"), py::arg("input"),
@@ -213,20 +222,20 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def("conv2d_forward_covers", Forward::covers("conv2d_forward_covers"), py::arg("x"), py::arg("weight"),
            py::arg("bias"), py::arg("out"), kw, py::arg("stride"), py::arg("padding"), py::arg("dilation"),
            py::arg("groups"), py::arg("activation"), py::arg("activation_param"))
-      .def("conv2d_backward", Backward::run("conv2d_backward"), py::arg("grad_out"), py::arg("x"), py::arg("weight"),
-           py::arg("grad_x"), py::arg("grad_weight"), kw, py::arg("stride"), py::arg("padding"), py::arg("dilation"),
-           py::arg("groups"))
-      .def("conv2d_backward_covers", Backward::covers("conv2d_backward_covers"), py::arg("grad_out"), py::arg("x"),
-           py::arg("weight"), py::arg("grad_x"), py::arg("grad_weight"), kw, py::arg("stride"), py::arg("padding"),
-           py::arg("dilation"), py::arg("groups"))
-      .def("conv2d_max_pool2d", MaxPool::run("conv2d_max_pool2d"), py::arg("x"), py::arg("weight"), py::arg("bias"),
-           py::arg("out"), py::arg("offsets"), kw, py::arg("stride"), py::arg("padding"), py::arg("dilation"),
-           py::arg("groups"), py::arg("activation"), py::arg("activation_param"), py::arg("pool_kernel_size"),
-           py::arg("pool_stride"))
-      .def("conv2d_max_pool2d_covers", MaxPool::covers("conv2d_max_pool2d_covers"), py::arg("x"), py::arg("weight"),
+      .def("conv2d_backward", Backward::run("conv2d_backward"), py::arg("grad_out"), py::arg("x"),
+           py::arg("weight"), py::arg("grad_x"), py::arg("grad_weight"), kw, py::arg("stride"),
+           py::arg("padding"), py::arg("dilation"), py::arg("groups"))
+      .def("conv2d_backward_covers", Backward::covers("conv2d_backward_covers"), py::arg("grad_out"),
+           py::arg("x"), py::arg("weight"), py::arg("grad_x"), py::arg("grad_weight"), kw, py::arg("stride"),
+           py::arg("padding"), py::arg("dilation"), py::arg("groups"))
+      .def("conv2d_max_pool2d", MaxPool::run("conv2d_max_pool2d"), py::arg("x"), py::arg("weight"),
            py::arg("bias"), py::arg("out"), py::arg("offsets"), kw, py::arg("stride"), py::arg("padding"),
            py::arg("dilation"), py::arg("groups"), py::arg("activation"), py::arg("activation_param"),
            py::arg("pool_kernel_size"), py::arg("pool_stride"))
+      .def("conv2d_max_pool2d_covers", MaxPool::covers("conv2d_max_pool2d_covers"), py::arg("x"),
+           py::arg("weight"), py::arg("bias"), py::arg("out"), py::arg("offsets"), kw, py::arg("stride"),
+           py::arg("padding"), py::arg("dilation"), py::arg("groups"), py::arg("activation"),
+           py::arg("activation_param"), py::arg("pool_kernel_size"), py::arg("pool_stride"))
       .def("conv2d_epilogue", &conv2d_epilogue, py::arg("out"), py::arg("bias"), kw, py::arg("activation"),
            py::arg("activation_param"))
       .def("conv2d_epilogue_backward", &conv2d_epilogue_backward, py::arg("grad_out"), py::arg("out"),

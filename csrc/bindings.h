@@ -1,4 +1,5 @@
-// What the two files of fastdl._C share: from torch's tensors and Python's options to a library's, and the call itself.
+// What the files of fastdl._C share: from torch's tensors and Python's options to a library's, and the call
+// itself.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -30,7 +31,7 @@ namespace fastdl {
 using Pair = std::array<int64_t, 2>;
 using Optional = std::optional<at::Tensor>;
 
-// ------------------------------------------------------------------------------------ from Python's to the library's
+// -------------------------------------------------------------------------- from Python's to the library's
 
 inline DType dtype_of(const at::Tensor& t) {
   switch (t.scalar_type()) {
@@ -121,10 +122,10 @@ inline Convolution convolution(const Pair& stride, const Pair& padding, const Pa
   return c;
 }
 
-// ------------------------------------------------------------------------------------------------------------- calls
+// -------------------------------------------------------------------------------------------------- calls
 
-// By the function that torch exports: at::parallel_for would be compiled in here, with the threads of whatever OpenMP
-// this file is linked with.
+// By the function that torch exports: at::parallel_for would be compiled in here, with the threads of
+// whatever OpenMP this file is linked with.
 inline void parallel_for(int64_t n, int64_t grain, void (*fn)(void*, int64_t, int64_t), void* data) {
   struct Body {
     void (*fn)(void*, int64_t, int64_t);
@@ -190,8 +191,9 @@ class Library {
     if (handle_ == nullptr) throw std::runtime_error(dlerror());
     auto version = symbol<int32_t (*)()>("version")();
     if (version != kVersion) {
-      throw std::runtime_error(path + " has version " + std::to_string(version) + " of the kernels' interface, not " +
-                               std::to_string(kVersion) + ": build fastdl again");
+      throw std::runtime_error(path + " has version " + std::to_string(version) +
+                               " of the kernels' interface, not " + std::to_string(kVersion) +
+                               ": build fastdl again");
     }
   }
 

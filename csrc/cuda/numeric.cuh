@@ -68,7 +68,6 @@ __device__ __forceinline__ T from_float(float x) {
 // N elements side by side. `load` and its kin want the address aligned to sizeof(T) * N (at most 16 bytes).
 template <class T, int N>
 struct alignas(sizeof(T) * N) Vec {
-  static constexpr int kSize = N;
   T v[N];
   __device__ __forceinline__ T& operator[](int i) { return v[i]; }
   __device__ __forceinline__ const T& operator[](int i) const { return v[i]; }

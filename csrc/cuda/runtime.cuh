@@ -165,19 +165,6 @@ cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, int64_t sha
   return launch(kernel, how, std::forward<Args>(args)...);
 }
 
-// How many blocks of the kernel a multiprocessor holds at once (0 on an error). How.cooperative needs
-// grid <= this * multiprocessors.
-template <class... Params>
-int resident_blocks(void (*kernel)(Params...), int threads, int64_t shared_bytes) {
-  int blocks = 0;
-  if (allow_shared(kernel, shared_bytes) != cudaSuccess) return 0;
-  if (cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, static_cast<size_t>(shared_bytes)) !=
-      cudaSuccess) {
-    return 0;
-  }
-  return blocks;
-}
-
 // ---- Device: shared memory, indices ----
 
 // FASTDL_DYNAMIC_SHARED(float, tile); declares `float* tile`, the block's dynamic shared memory, 128-byte aligned.
