@@ -325,25 +325,35 @@ def train(
     output = output or Path("train_output") / name
     kinds = ("stock", "converted") if compare else ("stock",) if stock else ("converted",)
     how = t.How(torch.device(_device(device)), kinds, amp, compile, cuda_graphs, workers)
-    quiet = int(os.environ.get("RANK", "0")) > 0
+    out = Console(quiet=True) if int(os.environ.get("RANK", "0")) > 0 else console
+    changes = {
+        "data": data,
+        "batch": batch,
+        "lr": lr,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "weight_decay": weight_decay,
+        "clip": clip,
+        "patience": patience,
+        "validation": validation,
+        "augment": tuple(augment) if augment else None,
+        "option": dict(map(_assignment, option)) if option else None,
+        "seed": seed,
+    }
+    if resume:
+        given = {**changes, "backbone": backbone}
+        given = [f"--{key.replace('_', '-')}" for key, value in given.items() if value is not None]
+        if given:
+            raise typer.BadParameter(
+                f"expected no {' and no '.join(given)} beside it: the checkpoint's recipe goes on, and only "
+                "--epochs may change",
+                param_hint="--resume",
+            )
     try:
         recipe = t.recipe(name)
-        recipe = recipe.changed(
-            data=data,
-            epochs=epochs,
-            batch=batch,
-            lr=lr,
-            optimizer=optimizer,
-            schedule=schedule,
-            weight_decay=weight_decay,
-            clip=clip,
-            patience=patience,
-            validation=validation,
-            augment=tuple(augment) if augment else None,
-            options={**recipe.options, **dict(map(_assignment, option))} if option else None,
-            seed=seed,
-        )
-        t.train(name, recipe, how, output, Console(quiet=True) if quiet else console, root, resume, backbone)
+        changes["options"] = {**recipe.options, **(changes.pop("option") or {})}
+        recipe = None if resume else recipe.changed(**changes)
+        t.train(name, recipe, how, output, out, root, resume, backbone, epochs)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError) as error:

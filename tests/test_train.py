@@ -94,9 +94,38 @@ def test_an_interrupted_run_continues_to_the_same_weights(tmp_path, monkeypatch,
         run(tmp_path / "parts", **changes)
     monkeypatch.setattr(loop.Run, "step", step)
     torch.manual_seed(99)
-    report = train.train("net", train.recipe("net").changed(epochs=3), output=tmp_path / "parts", resume=True)
+    report = train.train("net", output=tmp_path / "parts", resume=True)
     assert report["epochs"] == 3
     assert_same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+def command_line(*args: object):
+    """What `fastdl train` leaves, on the CPU."""
+    runner = CliRunner(env={"COLUMNS": "300", "TERM": "dumb"})
+    return runner.invoke(app, ["train", *map(str, args), "--device", "cpu"])
+
+
+def test_a_resumed_run_has_the_epochs_of_its_checkpoint(tmp_path, monkeypatch):
+    """`--resume` without `--epochs` went on to the recipe's 30."""
+    output, save = tmp_path / "a", loop.Trainer.save
+
+    def interrupted(trainer):
+        save(trainer)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.Trainer, "save", interrupted)
+    assert command_line("linear", "--batch", 40, "--epochs", 2, "--output", output).exit_code == 130
+    monkeypatch.setattr(loop.Trainer, "save", save)
+    for args, epochs in ((), 2), (("--epochs", 3), 3):
+        done = command_line("linear", "--resume", *args, "--output", output)
+        assert done.exit_code == 0, done.output
+        assert json.loads((output / "report.json").read_text())["epochs"] == epochs
+    for args in ("--lr", 0.5), ("--seed", 0), ("--option", "classes=5"), ("--backbone", output / "best.pt"):
+        done = command_line("linear", "--resume", *args, "--output", output)
+        assert done.exit_code == 2
+        assert f"expected no {args[0]} beside it: the checkpoint's recipe goes on" in done.stderr
+    with pytest.raises(ValueError, match="expected neither a recipe nor a backbone with resume"):
+        train.train("linear", train.recipe("linear"), output=output, resume=True)
 
 
 def test_twins_see_the_same(tmp_path):
@@ -185,19 +214,19 @@ def test_every_recipe_runs(tmp_path, monkeypatch, name):
 def test_checkpoint_of_another_network(tmp_path):
     run(tmp_path / "a", epochs=1)
     with pytest.raises(ValueError, match=r"expected a checkpoint of lenet5, got .*last\.pt of net"):
-        train.train("lenet5", train.recipe("lenet5"), output=tmp_path / "a", resume=True)
+        train.train("lenet5", output=tmp_path / "a", resume=True)
 
 
 def test_no_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected a checkpoint at .*last\.pt, found none"):
-        train.train("net", train.recipe("net"), output=tmp_path / "a", resume=True)
+        train.train("net", output=tmp_path / "a", resume=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half a file", b"not a checkpoint"])
 def test_damaged_checkpoint(tmp_path, content):
     (tmp_path / "last.pt").write_bytes(content)
     with pytest.raises(ValueError, match=r"cannot read the checkpoint .*: it is cut short or something else"):
-        train.train("net", train.recipe("net"), output=tmp_path, resume=True)
+        train.train("net", output=tmp_path, resume=True)
 
 
 def test_something_else_than_a_checkpoint(tmp_path):
@@ -244,7 +273,7 @@ def test_resuming_other_twins(tmp_path):
     run(tmp_path / "a", epochs=1)
     how = train.How(runs=("stock", "converted"))
     with pytest.raises(ValueError, match="expected a checkpoint of stock and converted networks, got one of"):
-        train.train("net", train.recipe("net"), how, tmp_path / "a", resume=True)
+        train.train("net", how=how, output=tmp_path / "a", resume=True)
 
 
 # -- what is refused -
@@ -285,9 +314,7 @@ def test_command_line(tmp_path):
         (("net", "--option", "width"), "expected NAME=VALUE"),
         (("net", "--data", "mnist", "--root", str(tmp_path)), "expected train-images-idx3-ubyte"),
     ):
-        done = CliRunner(env={"COLUMNS": "300", "TERM": "dumb"}).invoke(
-            app, ["train", *args, "--device", "cpu", "--output", str(tmp_path / "out")]
-        )
+        done = command_line(*args, "--output", tmp_path / "out")
         assert done.exit_code == 2
         assert message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()

@@ -54,20 +54,23 @@ def check(r: Recipe, how: How) -> None:
 
 def train(
     name: str,
-    r: Recipe,
+    r: Recipe | None = None,
     how: How = How(),  # noqa: B008 a tuple
     output: Path = Path("train_output"),
     console: Console | None = None,
     root: Path | None = None,
     resume: bool = False,
     backbone: Path | None = None,
+    epochs: int | None = None,
 ) -> dict[str, Any]:
     """Train ``name`` by the recipe ``r``; writes checkpoints, a log, a report and pictures to ``output``.
 
     Args:
+        r: by default the network's own.
         root: folder of IDX files, for the data sets that need one.
-        resume: go on from ``output``/last.pt, which tells the recipe; of ``r`` only the epochs count.
+        resume: go on from ``output``/last.pt, by the recipe that stands there.
         backbone: a checkpoint of the same kind of network, whose weights are taken but for the last layer's.
+        epochs: in place of the recipe's, a resumed run's too.
 
     Returns:
         the report.
@@ -78,8 +81,13 @@ def train(
     console = console or Console(quiet=True)
     state = None
     if resume:
+        if r is not None or backbone is not None:
+            raise ValueError(
+                "fastdl.train: expected neither a recipe nor a backbone with resume: the checkpoint has both"
+            )
         state = checkpoint.load(output / "last.pt", name)
-        r = Recipe.from_plain(state["recipe"]).changed(epochs=r.epochs)
+        r = Recipe.from_plain(state["recipe"])
+    r = (r or recipe(name)).changed(epochs=epochs)
     check(r, how)
     with torch.device("meta"):  # an option that is none is told before anything is read
         models.create(name, **r.options)
