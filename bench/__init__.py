@@ -18,7 +18,7 @@ from . import models as _models
 from .case import DIRECTIONS, LAYOUTS, Case
 from .models import Step
 from .page import write as write_page
-from .peers import DEFAULT, EAGER, OURS, PEERS
+from .peers import DEFAULT, EAGER, OURS, OWN, PEERS
 from .report import SchemaError, read, summary, write
 from .row import Row
 from .runner import measure
@@ -31,6 +31,7 @@ __all__ = [
     "LAYOUTS",
     "OPS",
     "OURS",
+    "OWN",
     "PEERS",
     "Case",
     "Row",

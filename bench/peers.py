@@ -16,6 +16,8 @@ from .case import Case
 
 Function = Callable[..., Tensor]
 EAGER, OURS = "eager", "fastdl"
+#: What is ours: its errors fail the command, and what ``--compare`` watches.
+OWN = (OURS, "fastdl_graph", *(name for name in backends.BACKENDS if name != "reference"))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from .peers import EAGER, OURS
+from .peers import EAGER, OURS, OWN
 
 SCHEMA = "fastdl.bench/1"
 KEY = ("op", "case", "dtype", "layout", "direction", "timer", "implementation")
@@ -157,7 +157,7 @@ def slower(before: list[Result], after: list[Result]) -> list[tuple[Result, floa
     found = []
     for key, result in new.items():
         earlier = old.get(key)
-        if earlier is None or key[-1] == EAGER:
+        if earlier is None or key[-1] not in OWN:
             continue
         reference = (*key[:-1], EAGER)
         involved = [(earlier, result)]

@@ -18,7 +18,6 @@ from collections.abc import Callable
 import torch
 
 Call = Callable[[], object]
-TIMERS = ("graph", "l2_hot", "host")
 
 
 def keep_heap() -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``fastdl info``, ``parity``, ``bench``, ``demo``, ``train``, ``experiment``."""
+"""The ``fastdl`` command: ``info``, ``parity``, ``bench``, ``demo``, ``models``, ``train``, ``experiment(s)``."""
 
 from __future__ import annotations
 
@@ -204,7 +204,8 @@ def bench(
 ) -> None:
     """Time every op against PyTorch and others on this machine; each result is checked before it is timed.
 
-    Exit status 1 if a result of ours is wrong, or with --compare if one of ours got slower beyond noise.
+    Exit status 1 if fastdl or one of its backends by name fails or is wrong, or with --compare if one of
+    them got slower beyond noise.
     """
     device = _device(device)
     from . import bench as b
@@ -258,12 +259,16 @@ def bench(
         seconds,
     )
     if not list(plan.jobs()):
-        raise typer.BadParameter(f"no case contains {' or '.join(case or [])!r}", param_hint="--case")
+        words = [("", ops), ("--case", case), ("--direction", direction), ("--layout", layout)]
+        asked = [f"{flag} {word!r}".strip() for flag, given in words for word in given or ()]
+        switches = {"--models": models, "--only-models": only_models, "--sweep": sweep, "--goals": goals}
+        asked += [flag for flag, on in switches.items() if on]
+        raise typer.BadParameter(f"nothing on {device} is left by {', '.join(asked)}", param_hint="filters")
     results = command.run(plan, console, json_file)
     console.print(b.summary(results))
     if html is not None:
         b.write_page(html, [{"environment": environment(), "results": results}])
-    wrong = any(r["implementation"] == b.OURS and r["status"] != "measured" for r in results)
+    wrong = any(r["implementation"] in b.OWN and r["status"] in ("wrong", "failed") for r in results)
     raise typer.Exit(1 if wrong else 0)
 
 

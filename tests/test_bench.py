@@ -140,11 +140,18 @@ def test_command(small, tmp_path):
     assert bench.read(file) == written
 
 
-def test_a_wrong_result_of_ours_fails_the_command(small, monkeypatch):
+@pytest.mark.parametrize("name, status", [("fastdl", 1), ("cpu", 1), ("triton", 1), ("liger", 0)])
+def test_a_wrong_result_of_ours_fails_the_command(small, monkeypatch, name, status):
+    """By our own choice of backend or by its name; what others compute is theirs."""
     wrong = lambda case: lambda input, kernel_size: T.max_pool2d(input, kernel_size) + 1  # noqa: E731
-    monkeypatch.setitem(peers.PEERS, "fastdl", peers.Peer("fastdl", "", lambda *_: None, wrong))
-    result = CliRunner().invoke(cli.app, ["bench", "--device", "cpu", "--seconds", "0"])
-    assert result.exit_code == 1 and "2 wrong or failed" in result.output
+    monkeypatch.setitem(peers.PEERS, name, peers.Peer(name, "", lambda *_: None, wrong))
+    command = ["bench", "--device", "cpu", "--seconds", "0", "--peers", name]
+    result = CliRunner().invoke(cli.app, command)
+    assert result.exit_code == status and "2 wrong or failed" in result.output
+
+
+def test_what_is_ours_can_be_asked_for():
+    assert set(bench.OWN) <= {*bench.PEERS, *command.IMPLEMENTATIONS}
 
 
 def test_an_interrupted_run_keeps_what_it_measured(small, monkeypatch, tmp_path):
@@ -174,6 +181,7 @@ def test_an_interrupted_run_keeps_what_it_measured(small, monkeypatch, tmp_path)
         (["--layout", "nhwc"], "nhwc"),
         (["--dtype", "float64"], "float64"),
         (["--case", "no such shape"], "no such shape"),
+        (["conv2d", "--direction", "backward", "--goals"], "--goals"),
         (["--device", "tpu"], "tpu"),
         (["--compare", "no.json", "no.json"], "no.json"),
     ],
@@ -205,7 +213,12 @@ def result(implementation, median, spread=0.0, **more):
         ([result("fastdl", 1.0, 0.1)], [result("fastdl", 1.1)], False),  # within its spread
         ([result("fastdl", 1.0), result("eager", 2.0)], [result("fastdl", 1.5), result("eager", 3.0)], False),
         ([result("fastdl", 1.0), result("eager", 2.0)], [result("fastdl", 1.0), result("eager", 1.0)], True),
-        ([result("eager", 1.0)], [result("eager", 9.0)], False),  # not ours
+        ([result("triton", 1.0)], [result("triton", 1.1)], True),
+        ([result("fastdl_graph", 1.0)], [result("fastdl_graph", 1.1)], True),
+        ([result("eager", 1.0)], [result("eager", 9.0)], False),  # not ours, nor are these
+        ([result("compile", 1.0)], [result("compile", 9.0)], False),
+        ([result("liger", 1.0)], [result("liger", 9.0)], False),
+        ([result("cudnn_relu", 1.0)], [result("cudnn_relu", 9.0)], False),
         ([result("fastdl", 1.0)], [result("fastdl", 9.0, case="another")], False),
     ],
 )

@@ -5,12 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from fastdl.bench import gpu
+from fastdl.bench import command, gpu
 from sanitizer.run import findings
 from typer.testing import CliRunner
 
-from fastdl import cli
+from fastdl import cli, parity
 
 
 def python(code, seconds):
@@ -54,20 +53,53 @@ def test_a_second_run_goes_on(tmp_path, monkeypatch, capsys):
     assert gpu.main(tmp_path, ["d"]) == 2 and "'d'" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "part", [p for p in (*gpu.parts(Path("o")), *gpu.more_parts(Path("o"))) if "bench" in p[2]]
-)
-def test_what_is_asked_of_the_benchmarks_exists(part):
-    """The options are parsed; on a machine without a GPU it ends at the device."""
-    _, _, (_, _, _, *arguments) = part
+PARTS = {name: arguments for name, _, arguments in (*gpu.parts(Path("o")), *gpu.more_parts(Path("o")))}
+
+
+def planned(monkeypatch, arguments):
+    """What the command would measure on a GPU, if there is one or not: a plan."""
+    plans = []
+    monkeypatch.setattr(cli, "_device", lambda name: name)
+    monkeypatch.setattr(command, "run", lambda plan, *_: plans.append(plan) or [])
     result = CliRunner().invoke(cli.app, arguments)
-    assert (
-        result.exit_code == 2 and "no such device here: cuda" in result.output
-    ) or torch.cuda.is_available()
+    assert result.exit_code == 0, result.output
+    (plan,) = plans
+    return plan
 
 
-def test_every_part_fits_into_nine_minutes(tmp_path):
-    assert sum(seconds for _, seconds, _ in gpu.parts(tmp_path)) <= 480  # and a minute for the build
+@pytest.mark.parametrize("name", [name for name, arguments in PARTS.items() if "bench" in arguments])
+def test_what_is_asked_of_the_benchmarks_exists(monkeypatch, name):
+    """Options, cases and peers, each of a kind that is measured there; nothing is measured here."""
+    plan = planned(monkeypatch, PARTS[name][3:])
+    assert plan.device.type == "cuda" and list(plan.jobs())
+    ran = set(command.PEERS) if plan.ops else set()
+    assert set(plan.peers) <= ran | (set(command.IMPLEMENTATIONS) if plan.models else set())
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--peers", "eager,nobody"], ["--gaols"], ["conv3d"], ["--case", "none such"]]
+)
+def test_a_misspelt_part_would_be_seen(monkeypatch, wrong):
+    with pytest.raises(AssertionError, match="Error"):
+        planned(monkeypatch, ["bench", "--device", "cuda", *wrong])
+
+
+@pytest.mark.parametrize("name", [name for name, arguments in PARTS.items() if "bench" not in arguments])
+def test_what_else_is_asked_for_exists(monkeypatch, tmp_path, name):
+    """Parity's options are parsed; files that are named are there."""
+    arguments = PARTS[name]
+    assert all((gpu.ROOT / path).exists() for path in arguments if path.startswith("tests/"))
+    if "parity" in arguments:
+        plans = []
+        monkeypatch.setattr(cli, "_device", lambda name: name)
+        monkeypatch.setattr(parity, "plan", lambda *asked: plans.append(asked) or [])
+        monkeypatch.chdir(tmp_path)
+        result = CliRunner().invoke(cli.app, arguments[3:])
+        assert result.exit_code == 0 and plans[0][2] == "cuda", result.output
+
+
+def test_the_parts_fit_into_eight_minutes(tmp_path):
+    assert sum(seconds for _, seconds, _ in gpu.parts(tmp_path)) <= 480  # the build comes on top
 
 
 def test_reports_of_other_kernels_are_not_counted():
