@@ -1,4 +1,4 @@
-"""The ``fastdl`` command: ``info``, ``parity``, ``bench``, ``demo``, ``models``, ``train``, ``experiment(s)``."""
+"""The ``fastdl`` command: info, parity, bench, demo, models, train, experiment, experiments."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Ahead-of-time compilation: what every kernel costs on every GPU, found out without one.
 
 ``python -m fastdl.kernels.aot`` compiles each op's default configurations (``default_launches``) for
-every architecture and prints registers, spills, shared memory and the matrix instructions used.
+every architecture and prints registers, shared memory and the matrix instructions used. Exit status 1 if
+a kernel does not compile, spills more than ``SPILL_LIMIT`` or wants more shared memory than there is.
 A launcher run on meta tensors under ``_runtime.record`` yields the launches; Triton's own binder turns
 a launch into signature, constants and alignment hints, so what is compiled here is what a GPU would run.
 """
@@ -85,11 +86,6 @@ class _Source(NamedTuple):
         return repr((self.kernel.__module__, self.kernel.__name__, *self[1:]))
 
 
-def compile_launch(launch: _runtime.Launch, target: GPUTarget) -> Resources:
-    """Compile ``launch`` for ``target`` and read what it takes off the binary."""
-    return _compile(_source(launch, target), target)
-
-
 def _source(launch: _runtime.Launch, target: GPUTarget) -> _Source:
     if not isinstance(launch.kernel, JITFunction):
         raise RuntimeError(
@@ -118,6 +114,7 @@ def _binder(kernel: JITFunction, target: GPUTarget) -> tuple[Callable[..., Any],
 
 
 def _compile(source: _Source, target: GPUTarget) -> Resources:
+    """Compile for ``target`` and read what the kernel takes off the binary."""
     ast = ASTSource(source.kernel, source.signature, source.constexprs, source.attrs)
     compiled = triton.compile(ast, target=target, options=source.options)
     if target.backend == "cuda":
@@ -438,10 +435,11 @@ def main(argv: list[str] | None = None) -> int:
     failed = 0
     for case, results in rows:
         for arch, result in results.items():
-            if isinstance(result, Exception):
+            wrong = [result] if isinstance(result, Exception) else problems(result)
+            for one in wrong:
                 failed = 1
                 name = f"{case.launch.kernel.__name__} ({case.label})"
-                console.print(f"{case.op} {name} on {arch}: {result}", markup=False)
+                console.print(f"{case.op} {name} on {arch}: {one}", markup=False)
     if arguments.json:
         records = [
             {"op": case.op, "case": case.label, **dataclasses.asdict(result)}
