@@ -1,5 +1,6 @@
 """The trainer: the same weights after an interruption, twins, checkpoints, what it refuses."""
 
+import copy
 import csv
 import json
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from rich.console import Console
 from torch import nn
 from typer.testing import CliRunner
 
@@ -327,6 +329,36 @@ def test_half_precision(tmp_path):
 
 
 # -- several processes -
+
+
+def test_processes_draw_from_seeds_of_their_own(monkeypatch):
+    """The second process's seed of a step was the first's of the next one."""
+    seeds: dict[int, list[int]] = {0: [], 1: []}
+    recipe = train.recipe("linear").changed(batch=20, validation=0.0)
+    for rank, drawn in seeds.items():
+        trainer = loop.Trainer("linear", recipe, train.How(), None, tiny())
+        trainer.rank, trainer.size = rank, 2
+        monkeypatch.setattr(torch, "manual_seed", drawn.append)
+        trainer.train(Console(quiet=True))
+        monkeypatch.undo()
+        assert len(set(drawn)) == len(drawn) == recipe.epochs * 10
+    assert not set(seeds[0]) & set(seeds[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_synchronised_batch_norm_of_half_precision(monkeypatch, dtype):
+    """It summed and counted in bfloat16, then failed. Both processes have the same share here."""
+    monkeypatch.setattr(distributed, "rank_and_size", lambda: (0, 2))
+    monkeypatch.setattr(distributed.differentiable, "all_reduce", lambda tensor: 2 * tensor)
+    x = (torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(0)) + 5).to(dtype)
+    norm = nn.BatchNorm2d(3, dtype=torch.promote_types(dtype, torch.float32))
+    ours = distributed.BatchNorm.like(copy.deepcopy(norm))
+    out = ours(x)
+    expected = norm(torch.cat([x, x]).to(norm.weight.dtype))[:9]
+    assert out.dtype == dtype
+    torch.testing.assert_close(out, expected.to(dtype))
+    torch.testing.assert_close(ours.running_mean, norm.running_mean)
+    torch.testing.assert_close(ours.running_var, norm.running_var)
 
 
 def worker(rank: int, port: int, output: Path) -> None:

@@ -83,14 +83,14 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or rank_and_size()[1] == 1:
             return super().forward(input)
-        axes = [d for d in range(input.dim()) if d != 1]
-        count = input.numel() // input.shape[1]
+        x = input if input.dtype == torch.float64 else input.float()  # half precision neither sums nor counts
+        axes = [d for d in range(x.dim()) if d != 1]
         # the mean first, then what is left around it: a sum of squares would cancel
-        total = torch.cat([input.sum(axes), input.new_tensor([float(count)])])
+        total = torch.cat([x.sum(axes), x.new_tensor([float(x.numel() // x.shape[1])])])
         total = differentiable.all_reduce(total)
         count = total[-1].detach()
-        shape = [1, -1] + [1] * (input.dim() - 2)
-        centred = input - (total[:-1] / count).view(shape)
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        centred = x - (total[:-1] / count).view(shape)
         variance = differentiable.all_reduce((centred**2).sum(axes)) / count
         if self.track_running_stats:
             with torch.no_grad():
@@ -99,4 +99,6 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
                 self.running_mean.lerp_(total[:-1] / count, m)
                 self.running_var.lerp_(variance * count / (count - 1), m)
         out = centred * torch.rsqrt(variance + self.eps).view(shape)
-        return out if self.weight is None else out * self.weight.view(shape) + self.bias.view(shape)
+        if self.weight is not None:
+            out = out * self.weight.view(shape) + self.bias.view(shape)
+        return out.to(input.dtype)

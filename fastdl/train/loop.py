@@ -1,7 +1,8 @@
 """The training loop: one network, or a stock and a converted one side by side on the same batches.
 
-Whatever is random in a step is drawn from the seed and the number of the step, in every process the same. So
-a run that was interrupted continues to the same weights, and twins drop the same units.
+Whatever is random in a step is drawn from the seed and the number of the step: batches in every process the
+same, what a network draws itself (dropout) in each its own. So a run that was interrupted continues to the
+same weights, and twins drop the same units.
 """
 
 from __future__ import annotations
@@ -158,6 +159,7 @@ class Trainer:
             yield tuple(x[share].to(device) for x in inputs), tuple(y[share].to(device) for y in targets)
 
     def _seed(self, epoch: int, number: int) -> int:
+        """Of the order of an epoch (number 0) or of its batches, the same in every process."""
         return (self.recipe.seed * 1_000_003 + epoch) * 1_000_003 + number
 
     # -- training -------------------------------------------------------------------------------------------
@@ -179,7 +181,7 @@ class Trainer:
             done = ((epoch - 1) * self.steps + number) / (self.recipe.epochs * self.steps)
             # taking turns in going first, so that neither always finds the caches warm
             for run in self.runs if number % 2 else reversed(self.runs):
-                torch.manual_seed(self._seed(epoch, number + 1) + self.rank)
+                torch.manual_seed(self._seed(epoch, number + 1) * self.size + self.rank)
                 set_rate(run.optimizer, self.recipe.schedule, done)
                 start = self._now()
                 losses[run.kind].append(run.step(inputs, targets))
