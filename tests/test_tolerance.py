@@ -55,3 +55,15 @@ def test_where_torch_overflows_the_finite_value_is_right_too():
     wrong = TORCH.clone()
     wrong[3] += 1
     assert "where the oracle has" in judge(wrong, torchs, ORACLE).failure
+
+
+def test_where_torch_is_nan_for_an_overflow_the_infinity_is_right_too():
+    """Half precision: 0 times a sum that overflowed."""
+    torchs, oracle, ours = TORCH.half(), ORACLE.clone(), TORCH.half()
+    torchs[3], oracle[3], ours[3] = float("nan"), 1e5, float("inf")
+    assert judge(ours, torchs, oracle).failure == ""
+    for wrong in (-float("inf"), 1.0):
+        ours[3] = wrong
+        assert "misplaced" in judge(ours, torchs, oracle).failure
+    oracle[3], ours[3] = float("nan"), float("inf")
+    assert "misplaced" in judge(ours, torchs, oracle).failure

@@ -3,7 +3,7 @@
 Against a float64 oracle on the same values, our error may be at most twice that of PyTorch's own op in the
 same dtype, plus one rounding of that dtype; NaN and Inf stand in exactly the places where PyTorch has them.
 Where PyTorch itself overflows (its value is not finite, the oracle's, rounded to the dtype, is), the finite
-value is right as well.
+value is right as well; where it is NaN and the oracle beyond the dtype, so is the infinity.
 The rule needs no constants per op: reductions, half precision and cancellation move PyTorch's error as they
 move ours.
 """
@@ -34,7 +34,9 @@ def judge(ours: Tensor, torchs: Tensor, oracle: Tensor) -> Verdict:
     dtype, rounding = torchs.dtype, torch.finfo(torchs.dtype).eps
     where = ours.device if ours.is_cuda else "cpu"  # elsewhere there may be no float64
     ours, torchs, oracle = (t.detach().to(where, torch.float64) for t in (ours, torchs, oracle))
-    overflowed = ~torch.isfinite(torchs) & torch.isfinite(oracle.to(dtype)) & torch.isfinite(ours)
+    rounded = oracle.to(dtype).double()
+    overflowed = ~torch.isfinite(torchs) & torch.isfinite(rounded) & torch.isfinite(ours)
+    overflowed |= torch.isnan(torchs) & torch.isinf(rounded) & (ours == rounded)
     for what, test in (("NaN", torch.isnan), ("+Inf", torch.isposinf), ("-Inf", torch.isneginf)):
         wrong = (test(ours) != test(torchs)) & ~overflowed
         if wrong.any():

@@ -1,5 +1,10 @@
-"""Where a derivative jumps, rounding decides on which side a value falls; where an activation is saturated,
-torch's derivative is rounding alone, in float64 too: no rule can judge that."""
+"""What no rule can judge.
+
+Where a derivative jumps, rounding decides on which side a value falls. Where an activation is saturated,
+torch's derivative is rounding alone, in float64 too. Where a softmax is saturated in every row, all of torch's
+gradients are exact but for values next to nothing. At NaN torch's elu on a CPU has two derivatives: NaN in
+whole vectors, the incoming one in the values that are left over.
+"""
 
 import torch
 from fuzz.examples import Example
@@ -15,7 +20,11 @@ def near_a_kink(example: Example, seed: int) -> bool:
         return bool(
             any(_jumps(axis) for axis in _pixels(tensors["theta"], tensors["input"], example.options))
         )
+    if example.op == "cross_entropy":
+        return _saturated(tensors["input"])
     activation = example.options.get("activation")
+    if activation == "elu":
+        return any(bool(t.isnan().any()) for t in tensors.values() if t.is_floating_point())
     if activation not in ("relu", "leaky_relu", "sigmoid", "tanh"):
         return False
     if example.op == "batch_norm":
@@ -28,6 +37,26 @@ def near_a_kink(example: Example, seed: int) -> bool:
     if activation in ("sigmoid", "tanh"):  # derived from the output: where it is 1, float64 is no oracle
         return bool((finite > 12).any())
     return bool(finite.numel() and (finite < 1e-5 * finite.max()).any())
+
+
+def crashes_torch(example: Example) -> bool:
+    """Whole windows in the padding: there oneDNN's bfloat16 convolution (torch 2.13) reads what it must not."""
+    if example.op != "conv2d" or example.inputs["input"].dtype != torch.bfloat16:
+        return False
+    options = {k: example.options.get(k, 1) for k in ("padding", "dilation")}
+    if isinstance(options["padding"], str):
+        return False
+    padding, dilation = ((v, v) if isinstance(v, int) else tuple(v) for v in options.values())
+    window = example.inputs["weight"].shape[2:]
+    return any(p >= d * (k - 1) + 1 for p, d, k in zip(padding, dilation, window, strict=False))
+
+
+def _saturated(logits: Tensor) -> bool:
+    """Whether all rows give one class everything, to 1e-6."""
+    if logits.dim() == 0 or logits.numel() == 0:
+        return False
+    rows = logits.softmax(min(1, logits.dim() - 1))
+    return bool((rows.amax(min(1, logits.dim() - 1)) > 1 - 1e-6).all())
 
 
 def _pixels(theta: Tensor, image: Tensor, options: dict) -> list[Tensor]:

@@ -9,7 +9,7 @@ import os
 
 import pytest
 from fuzz.examples import EXAMPLES
-from fuzz.kinks import near_a_kink
+from fuzz.kinks import crashes_torch, near_a_kink
 from fuzz.running import check
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -24,8 +24,12 @@ SHARE = {"cpu": 2000, "cuda": 300, "triton": 20}
 #: Open, to be mended: what the fuzzer finds at once. FASTDL_FUZZ=100 shows it.
 OPEN = {
     ("cpu", "batch_norm"): "float32 sums, where torch on a CPU has float64 ones: running_mean, grad_weight",
-    ("cpu", "cross_entropy"): "two rows of three logits, scale 5: more than twice torch's error",
+    (
+        "cpu",
+        "cross_entropy",
+    ): "one row, probabilities as targets: three roundings where torch has less than one",
     ("cuda", "batch_norm"): "float32 sums, where torch on a CPU has float64 ones: grad_weight",
+    ("triton", "batch_norm"): "float32 sums, where torch on a CPU has float64 ones: grad_weight",
     ("cuda", "conv2d"): "depthwise, stride 2: NaN of the incoming gradient elsewhere than in torch",
 }
 
@@ -45,6 +49,7 @@ def test_any_call(op, kernel):
     )
     @given(EXAMPLES[op], st.integers(0, 1000))
     def run(example, seed):
+        assume(not crashes_torch(example))
         assume(not near_a_kink(example, seed))
         check(example, kernel, seed)
 
