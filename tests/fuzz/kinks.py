@@ -1,9 +1,9 @@
 """What no rule can judge.
 
 Where a derivative jumps, rounding decides on which side a value falls. Where an activation is saturated,
-torch's derivative is rounding alone, in float64 too. Where a softmax is saturated in every row, all of torch's
-gradients are exact but for values next to nothing. At NaN torch's elu on a CPU has two derivatives: NaN in
-whole vectors, the incoming one in the values that are left over.
+torch's derivative is rounding alone, in float64 too. Where a softmax is saturated in every row, all of
+torch's gradients are exact but for values next to nothing. At NaN torch's elu on a CPU has two derivatives:
+NaN in whole vectors, the incoming one in the values that are left over.
 """
 
 import torch
@@ -40,7 +40,7 @@ def near_a_kink(example: Example, seed: int) -> bool:
 
 
 def crashes_torch(example: Example) -> bool:
-    """Whole windows in the padding: there oneDNN's bfloat16 convolution (torch 2.13) reads what it must not."""
+    """Whole windows in the padding: there oneDNN's bfloat16 convolution (torch 2.13) crashes."""
     if example.op != "conv2d" or example.inputs["input"].dtype != torch.bfloat16:
         return False
     options = {k: example.options.get(k, 1) for k in ("padding", "dilation")}

@@ -27,7 +27,7 @@ OPEN = {
     (
         "cpu",
         "cross_entropy",
-    ): "one row, probabilities as targets: three roundings where torch has less than one",
+    ): "one row, probabilities as targets: three roundings, torch less than one",
     ("cuda", "batch_norm"): "float32 sums, where torch on a CPU has float64 ones: grad_weight",
     ("triton", "batch_norm"): "float32 sums, where torch on a CPU has float64 ones: grad_weight",
     ("cuda", "conv2d"): "depthwise, stride 2: NaN of the incoming gradient elsewhere than in torch",
