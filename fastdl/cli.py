@@ -290,16 +290,20 @@ def demo(
 @app.command()
 def train(
     name: Annotated[str, typer.Argument(help="A network; `fastdl models` lists them.")],
-    data: Annotated[str | None, typer.Option(help="Another data set than the recipe's.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Another data set than the recipe's; docs/models.md lists them.")
+    ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of IDX files for mnist and fashion.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1)] = None,
-    batch: Annotated[int | None, typer.Option(min=2)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training samples.", min=1)] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples a step, of all processes.", min=2)] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     optimizer: Annotated[
         str | None, typer.Option(help="sgd, momentum, nesterov, adagrad, rmsprop, adam or adamw.")
     ] = None,
     schedule: Annotated[str | None, typer.Option(help="constant, cosine, step, warmup or one_cycle.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(min=0)] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="L2 penalty of all parameters; adamw's own decay.", min=0)
+    ] = None,
     clip: Annotated[float | None, typer.Option(help="Largest norm of the gradients; 0: any.", min=0)] = None,
     patience: Annotated[int | None, typer.Option(help="Stop after that many epochs without gain.")] = None,
     validation: Annotated[float | None, typer.Option(help="Part of the training samples held out.")] = None,
@@ -406,8 +410,10 @@ def experiment(
 ) -> None:
     """Run an experiment of the course: a figure and a JSON of what came out."""
     from . import experiments as e
+    from .train import figures
 
     try:
+        figures.pyplot()  # that it is missing is told now, not when all is trained
         report = e.run(name, output, console, epochs, torch.device(_device(device)), seed)
     except (ValueError, ModuleNotFoundError) as error:
         if not str(error).startswith("fastdl."):

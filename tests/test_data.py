@@ -174,6 +174,11 @@ def test_held_out_samples_are_no_longer_trained(name):
     assert torch.equal(together, full.train.inputs[0].sum((1, 2, 3)).sort().values)
 
 
+def test_nothing_held_out_is_refused():
+    with pytest.raises(ValueError, match=r"at least one of 4000 training samples for validation, .* 0\.0001"):
+        data.hold_out(data.load("mnist5k"), 0.0001)
+
+
 # -- folders of IDX files ---------------------------------------------------------------------------------
 
 
@@ -202,6 +207,12 @@ def test_idx_folder(folder):
 def test_idx_folder_is_asked_for():
     with pytest.raises(ValueError, match="expected a folder with the IDX files of mnist, got none"):
         data.load("mnist")
+
+
+def test_a_folder_for_a_set_without_files_is_refused(folder):
+    """`--root` beside the recipe's mnist5k trained on mnist5k."""
+    with pytest.raises(ValueError, match=r"no folder of IDX files for mnist5k, .* only mnist and fashion"):
+        data.load("mnist5k", folder)
 
 
 def test_missing_folder(tmp_path):

@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -289,11 +290,34 @@ def test_resuming_other_twins(tmp_path):
         ({"augment": ("cutmix",)}, "expected augment among flip, .*, got 'cutmix'"),
         ({"data": "cifar"}, "expected data among mnist5k, .*, got 'cifar'"),
         ({"validation": 1.0}, r"expected validation between 0 and 0\.9, got 1\.0"),
+        ({"validation": 0.001}, r"at least one of 200 training samples for validation, got a part of 0\.001"),
     ],
 )  # fmt: skip
 def test_recipes_that_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "a", **changes)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("name", ["shapes64", "ink16", "digit_pairs", "pixels", "warps48"])
+def test_data_that_do_not_fit_the_network(tmp_path, name):
+    with pytest.raises(ValueError, match=f"expected data that net with its options can take, got {name} "):
+        run(tmp_path / "a", data=name)
+    assert not (tmp_path / "a").exists()
+
+
+def test_labels_that_do_not_fit_the_network(tmp_path):
+    with pytest.raises(ValueError, match=r"resnet8 with its options can take, got mnist5k .*out of bounds"):
+        run(tmp_path / "a", "resnet8", options={"classes": 5})
+
+
+def test_matplotlib_is_asked_for_first(tmp_path, monkeypatch):
+    """It was missed when everything was trained."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"expected matplotlib, .*; run `pip install 'fastdl\[demo\]'"
+    ):
+        run(tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
@@ -314,7 +338,8 @@ def test_command_line(tmp_path):
         (("yolox",), "expected one of linear"),
         (("net", "--option", "width=3"), "expected options of 'net' among dropout"),
         (("net", "--option", "width"), "expected NAME=VALUE"),
-        (("net", "--data", "mnist", "--root", str(tmp_path)), "expected train-images-idx3-ubyte"),
+        (("net", "--data", "mnist", "--root", tmp_path), "expected train-images-idx3-ubyte"),
+        (("net", "--root", tmp_path), "expected no folder of IDX files for mnist5k"),
     ):
         done = command_line(*args, "--output", tmp_path / "out")
         assert done.exit_code == 2

@@ -59,7 +59,8 @@ def load(name: str, root: str | Path | None = None) -> Data:
     """The data set ``name``, always the same; ``root`` is the folder of IDX files for "mnist" and "fashion".
 
     Raises:
-        ValueError: if there is no such data set, no folder for one that needs it, or a file is corrupt.
+        ValueError: if there is no such data set, no folder for one that needs it, a folder for another, or a
+            file is corrupt.
         FileNotFoundError: if a file is missing.
         ModuleNotFoundError: if a package that carries the data is not installed.
     """
@@ -71,6 +72,11 @@ def load(name: str, root: str | Path | None = None) -> Data:
         parts = read_folder(root)
         data = standardised(Digits(*parts["train"], *parts["test"]))
         return data._replace(names=FASHION) if name == "fashion" else data
+    if root is not None:
+        raise ValueError(
+            f"fastdl.data.load: expected no folder of IDX files for {name}, got {root}; only "
+            f"{' and '.join(_FOLDERS)} are read from one"
+        )
     try:
         return _SETS[name]()
     except ModuleNotFoundError as error:

@@ -51,10 +51,18 @@ def hold_out(data: Data, fraction: float, seed: int = 0) -> tuple[Data, Split]:
     """``data`` without a random ``fraction`` of its training samples, and these: for choices, not reports.
 
     They are drawn once, where the data set draws its samples.
+
+    Raises:
+        ValueError: if that is no sample.
     """
     number = len(data.train.targets[0])
     order = torch.randperm(number, generator=Generator().manual_seed(seed))
     part = round(fraction * number)
+    if part == 0:
+        raise ValueError(
+            f"fastdl.data.hold_out: expected at least one of {number} training samples for validation, "
+            f"got a part of {fraction}"
+        )
     samples = Samples(data.train)
     held = Split(*samples[order[:part]])
     if data.draw is not None:

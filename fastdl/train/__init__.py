@@ -89,6 +89,7 @@ def train(
         r = Recipe.from_plain(state["recipe"])
     r = (r or recipe(name)).changed(epochs=epochs)
     check(r, how)
+    figures.pyplot()  # that it is missing is told now, not when all is trained
     with torch.device("meta"):  # an option that is none is told before anything is read
         models.create(name, **r.options)
     if not resume and (output / "last.pt").exists():
@@ -99,6 +100,7 @@ def train(
     if distributed.started():
         how = how._replace(device=distributed.begin(how.device))
     dataset = data.load(r.data, root)
+    _try(name, r, dataset)
     trainer = Trainer(name, r, how, output, dataset)
     output.mkdir(parents=True, exist_ok=True)
     if state is not None:
@@ -118,6 +120,24 @@ def train(
     if trainer.rank == 0:
         _write(trainer, dataset, report, console)
     return report
+
+
+def _try(name: str, r: Recipe, dataset: data.Data) -> None:
+    """Twenty test samples through a fresh network, its loss and its score.
+
+    Raises:
+        ValueError: if the network cannot take them.
+    """
+    number = len(dataset.test.targets[0])
+    some = data.Split(*data.Samples(dataset.test)[list(range(0, number, max(1, number // 20)))])
+    model, loss = models.create(name, **r.options), models.create_loss(name)
+    try:
+        evaluate(model, loss, r.task, some, torch.device("cpu"))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"fastdl.train: expected data that {name} with its options can take, got {r.data} ({reason})"
+        ) from error
 
 
 def load_backbone(model: nn.Module, path: Path) -> set[str]:

@@ -10,12 +10,21 @@ from torch import Tensor
 
 
 def pyplot() -> Any:
-    """matplotlib without a display."""
-    import matplotlib
+    """matplotlib without a display.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    Raises:
+        ModuleNotFoundError: if it is not installed.
+    """
+    try:
+        import matplotlib
 
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "fastdl.train: expected matplotlib, which draws the figures, to be installed, got "
+            f"{error}; run `pip install 'fastdl[demo]'`"
+        ) from None
     return pyplot
 
 
