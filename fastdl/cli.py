@@ -308,7 +308,7 @@ def train(
     patience: Annotated[int | None, typer.Option(help="Stop after that many epochs without gain.")] = None,
     validation: Annotated[float | None, typer.Option(help="Part of the training samples held out.")] = None,
     augment: Annotated[
-        list[str] | None, typer.Option(help="flip, crop, colour or distort; repeatable.")
+        list[str] | None, typer.Option(help="flip, crop, colour or jitter; repeatable.")
     ] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="Of the network, as dropout=0.3; repeatable.")

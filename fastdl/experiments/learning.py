@@ -85,8 +85,8 @@ def overfitting(setting: Setting) -> Report:
         "as it is": {},
         "dropout 0.5": {"options": {"dropout": 0.5}},
         "weight decay 0.01": {"weight_decay": 1e-2},
-        "augmentation": {"augment": ("distort",)},
-        "augmentation and dropout 0.3": {"augment": ("distort",), "options": {"dropout": 0.3}},
+        "augmentation": {"augment": ("jitter",)},
+        "augmentation and dropout 0.3": {"augment": ("jitter",), "options": {"dropout": 0.3}},
     }
     curves, results = {}, {}
     for title, changes in ways.items():

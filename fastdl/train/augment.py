@@ -1,4 +1,4 @@
-"""The course's jittering of images: flip, crop, colour cast, geometric distortion."""
+"""The course's augmentation of images: flip, crop, colour cast, geometric jitter."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def colour(images: Tensor, generator: Generator) -> Tensor:
     return images * factors.to(images)
 
 
-def distort(images: Tensor, generator: Generator) -> Tensor:
+def jitter(images: Tensor, generator: Generator) -> Tensor:
     """Turned by up to 15 degrees, scaled by 0.9 to 1.1, moved by up to two pixels of 28."""
     random = (2 * torch.rand(4, len(images), generator=generator) - 1).to(images)
     angle, scale, shift = random[0] * math.pi / 12, 1 + 0.1 * random[1], random[2:] / 7
@@ -50,5 +50,5 @@ TRANSFORMS: dict[str, Callable[[Tensor, Generator], Tensor]] = {
     "flip": flip,
     "crop": crop,
     "colour": colour,
-    "distort": distort,
+    "jitter": jitter,
 }
