@@ -30,7 +30,7 @@ from .tasks import TASKS, evaluate
 
 
 class How(NamedTuple):
-    """How a run computes, which does not change what it computes but for rounding."""
+    """How a run computes: but for ``amp``, whose precision is another, the same up to rounding."""
 
     device: torch.device = torch.device("cpu")
     runs: tuple[str, ...] = ("converted",)  # of "stock" and "converted"
