@@ -9,6 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("bench", "csrc", "docs", "fastdl", "kernels", "tests")
+AT_THE_ROOT = {
+    *("setup.py", "pyproject.toml", "requirements.txt", "requirements-extras.txt", "Makefile", "mkdocs.yml"),
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in"),
+    *(".clang-format", ".pre-commit-config.yaml"),
+}
 BUILT = {".so", ".pyc", ".o"}
 
 
@@ -27,4 +32,4 @@ def test_the_source_distribution(tmp_path):
         files = {name.partition("/")[2] for name in packed.getnames()}
     assert not sources() - files
     assert not {name for name in files if Path(name).suffix in BUILT or name.endswith("build.json")}
-    assert {"setup.py", "pyproject.toml", "README.md", "LICENSE", "Makefile", "requirements.txt"} <= files
+    assert not AT_THE_ROOT - files
