@@ -1,6 +1,7 @@
 # `make test` from a bare clone makes .venv with the pinned requirements, installs fastdl into it as an
-# editable package, which compiles its C++ kernels, and runs the tests. `make test PYTHON=python3 VENV=none` uses a Python that has torch
-# as it is: nothing is downloaded, and fastdl is made importable from build/site alone.
+# editable package, which compiles its C++ kernels, and runs the tests. `make test PYTHON=python3 VENV=none`
+# uses a Python that has torch as it is: nothing is downloaded, and fastdl is made importable from build/site
+# alone.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -55,13 +56,13 @@ bench: $(READY) ## the benchmarks
 	$(PY) -m fastdl bench --models --json $(OUT)/bench.json
 
 # If the C++ does not compile there, what is in Triton and Python is still worth the visit.
-gpu: ## parity, GPU tests, sanitizers and benchmarks on this machine's GPU, results in OUT
+gpu: ## parity, GPU tests, sanitizers, benchmarks on this machine's GPU; results in OUT, PARTS names some
 	@mkdir -p $(OUT)
 	@start=$$(date +%s); $(MAKE) $(READY) > $(OUT)/build.log 2>&1 || { tail -n 40 $(OUT)/build.log; \
 		FASTDL_NATIVE=0 $(MAKE) $(READY); }; echo "built in $$(($$(date +%s) - start)) s" | tee -a $(OUT)/build.log
 	$(PY) -m fastdl.bench.gpu $(OUT) $(PARTS)
 
-clean: ## remove what was built, .venv excepted
+clean: ## remove what was built, but not .venv, nor what was trained or measured
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .benchmarks .hypothesis demo_output
 	rm -f fastdl/*.so fastdl/native/*.so fastdl/native/build.json $(VENV)/.installed $(VENV)/.extras
 

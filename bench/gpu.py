@@ -3,7 +3,7 @@
 Each part has its time and writes a file of its own; one that fails or runs out of time costs the others
 nothing. gpu.json tells of all of them: what was run, how it ended, how long it took, the end of what it said.
 A second run into the same folder goes on where the first stopped: parts that ended well are not run again.
-Parts can be named; some run only then, since all of them do not fit into nine minutes.
+Parts can be named; some run only then, since they may take half an hour together.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def parts(out: Path) -> list[tuple[str, int, list[str]]]:
-    """Name, seconds and command, what matters most first. With a minute for the build: nine in all."""
+    """Name, seconds and command, what matters most first: eight minutes in all, without the build."""
     pytest = [PYTHON, "-m", "pytest", "-v", "--continue-on-collection-errors", "-m", "not slow"]
     parallel = ["-n", str(min(os.cpu_count() or 1, 12)), "--dist", "load"]
     parity = [PYTHON, "-m", "fastdl", "parity", "--device", "cuda", "--backend"]

@@ -120,8 +120,9 @@ def conv2d_max_pool2d(
 
     .. math:: out = act(max\_pool(input \star weight + bias))
 
-    That is for few input channels, as in the first layer of a network, and windows of 2x2; else conv2d and
-    max_pool2d are called. Under torch.compile always.
+    That is for few input channels, as in the first layer of a network: on a CPU in float32 with windows of
+    2x2 and stride 2, by CUDA with windows of 2x2 or 3x3 and up to 32 channels per group. Else conv2d and
+    max_pool2d are called; under torch.compile always.
 
     Args:
         input, weight, bias, stride, padding, dilation, groups: as for conv2d.
@@ -208,7 +209,8 @@ def batch_norm(
         ValueError, RuntimeError, TypeError, IndexError: as torch.nn.functional.batch_norm, with the running
             statistics untouched.
 
-    Differs from torch: none.
+    Differs from torch: a parameter for which the derivative of the activation cannot be told from the output
+    (a negative slope, an alpha that is not positive) raises ValueError.
     Source: Ioffe and Szegedy, 2015 (arXiv:1502.03167); torch.nn.functional.batch_norm.
     """
     if has_torch_function((input, running_mean, running_var, weight, bias, residual)):
@@ -352,7 +354,8 @@ def max_pool2d(
     Raises:
         TypeError, RuntimeError: as torch.nn.functional.max_pool2d.
 
-    Differs from torch: none.
+    Differs from torch: a window wholly outside the input (padding with dilation above the input's size) has
+    an index outside the plane, as in torch; here it gives no gradient, and a second derivative raises.
     Source: torch.nn.functional.max_pool2d.
     """
     if has_torch_function((input,)):
