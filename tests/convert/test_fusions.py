@@ -188,6 +188,7 @@ def itself(self, x):
     [
         writes_residual,
         writes_input_between,
+        writes_input_between_by_function,
         same_norm_between,
         norm_used_twice,
         norm_used_behind,

@@ -172,8 +172,9 @@ def worker(rank: int, port: int, name: str) -> None:
 
 def test_distributed():
     """Gradients are the average of those of the model as written on each batch."""
-    made("shuffle")  # skips, if need be, here
+    name = "norm and activation in one"
+    made(name)  # skips, if need be, here
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    mp.spawn(worker, (port, "norm and activation in one"), nprocs=2)
+    mp.spawn(worker, (port, name), nprocs=2)
