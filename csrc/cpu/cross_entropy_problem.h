@@ -120,8 +120,9 @@ struct Losses {
   const Tensor* loss;  // [N, D], or nullptr: sums only
   double sum = 0.0, weight = 0.0;
 
-  FASTDL_INLINE void add(int64_t n, int64_t d, float row_loss, float row_weight) {
-    if (loss != nullptr) store_any(*loss, n * loss->stride[0] + d * loss->stride[1], row_loss);
+  FASTDL_INLINE void add(int64_t n, int64_t d, double row_loss, float row_weight) {
+    if (loss != nullptr)
+      store_any(*loss, n * loss->stride[0] + d * loss->stride[1], static_cast<float>(row_loss));
     sum += row_loss;
     weight += row_weight;
   }

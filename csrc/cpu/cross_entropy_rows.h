@@ -43,10 +43,13 @@ FASTDL_INLINE Vec share_of(const Problem& p, const T* q, int64_t c, int64_t n) {
 
 // lse = max + log_sum; sums of a[c] * (shift - x[c]) and of a[c], the shift being near the logits lest they cancel.
 struct RowSums {
-  float max, log_sum, shift, spread, spread_weight;
+  float max;
+  double log_sum, shift, spread, spread_weight;
 
+  float lse() const { return static_cast<float>(max + log_sum); }
+  double nll(float x) const { return log_sum - (x - static_cast<double>(max)); }
   // sum_c a[c] * nll(c)
-  float spread_loss() const { return spread + spread_weight * ((max - shift) + log_sum); }
+  double spread_loss() const { return spread + spread_weight * ((max - shift) + log_sum); }
 };
 
 // `next`: what is read after this row.
@@ -88,8 +91,7 @@ RowSums row_sums(const Problem& p, const T* x, const T* q, const T* next) {
     if constexpr (is_soft(kShare)) spread_weight += add_up(total);
   }
   if constexpr (!is_soft(kShare)) spread_weight = p.weight_sum;
-  return {finite(max), static_cast<float>(std::log(sum)), first, static_cast<float>(spread),
-          static_cast<float>(spread_weight)};
+  return {finite(max), std::log(sum), first, spread, spread_weight};
 }
 
 // Rows [begin, end).
@@ -104,7 +106,7 @@ void rows_forward(const Problem& p, float* lse, Losses* losses, int64_t begin, i
     if constexpr (is_soft(kShare)) {
       const T* q = static_cast<const T*>(p.target->data) + n * q_stride[0] + d * q_stride[2];
       const RowSums row = row_sums<kShare>(p, x, q, next);
-      if (lse != nullptr) lse[r] = row.max + row.log_sum;
+      if (lse != nullptr) lse[r] = row.lse();
       losses->add(n, d, row.spread_loss(), 1.0f);
     } else {
       const Class c = class_of(p, n, d);
@@ -115,9 +117,9 @@ void rows_forward(const Problem& p, float* lse, Losses* losses, int64_t begin, i
       }
       const RowSums row = row_sums<kShare>(p, x, x, next);
       const float weight = p.weight != nullptr ? p.weight[c.t] : 1.0f;
-      float loss = weight * (row.log_sum - (to_float(x[c.t]) - row.max));
+      double loss = weight * row.nll(to_float(x[c.t]));
       if constexpr (kShare != Share::kNone) loss = p.keep * loss + p.share * row.spread_loss();
-      if (lse != nullptr) lse[r] = row.max + row.log_sum;
+      if (lse != nullptr) lse[r] = row.lse();
       losses->add(n, d, loss, weight);
     }
   }
