@@ -318,6 +318,9 @@ def test_matplotlib_is_asked_for_first(tmp_path, monkeypatch):
         ModuleNotFoundError, match=r"expected matplotlib, .*; run `pip install 'fastdl\[demo\]'"
     ):
         run(tmp_path / "a")
+    args = "experiment", "activations", "--epochs", "0.01", "--device", "cpu", "--output", str(tmp_path / "a")
+    done = CliRunner(env={"COLUMNS": "300", "TERM": "dumb"}).invoke(app, args)
+    assert done.exit_code == 2 and "expected matplotlib, which draws the figures" in done.stderr
     assert not (tmp_path / "a").exists()
 
 
