@@ -35,8 +35,10 @@ KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _COMPUTED = "computed, not yet measured"
 _AUTO: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
     "cpu": {
-        **{op: (("cpu", "measured: bench/results/cpu"),) for op in OPS},
-        "conv2d": (("cpu", "few channels and depthwise, else torch (measured: bench/results/cpu)"),),
+        **{op: (("cpu", "measured: bench/results/cpu/bench.json"),) for op in OPS},
+        "conv2d": (
+            ("cpu", "few channels and depthwise, else torch (measured: bench/results/cpu/bench.json)"),
+        ),
     },
     "cuda": {
         "conv2d": (("cuda", f"cuDNN with bias and activation in one pass behind it ({_COMPUTED})"),),

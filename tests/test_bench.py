@@ -111,6 +111,28 @@ def test_a_peer_that_crashes_is_a_line(monkeypatch):
     assert found["fastdl"].status == "measured"
 
 
+def test_a_peer_that_crashes_the_second_time_is_a_line(monkeypatch):
+    """The gradients alone are timed over one graph that is kept, which not everyone's is made for."""
+
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.served = False
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            if ctx.served:
+                raise RuntimeError("its buffers are gone")
+            ctx.served = True
+            return grad.clone()
+
+    name = peer(monkeypatch, lambda input, kernel_size: T.max_pool2d(Once.apply(input), kernel_size))
+    found = rows("backward", name, "fastdl")
+    assert found[name].status == "failed" and found[name].note == "RuntimeError: its buffers are gone"
+    assert found["fastdl"].status == "measured"
+
+
 def test_running_statistics_of_one_do_not_move_those_of_another():
     case = next(c for c in bench.cases(CPU, ["batch_norm"]) if c.name == "relu (32, 512)")
     found = rows("backward", "fastdl", case=case)

@@ -1,0 +1,27 @@
+"""What ``auto`` picks is what measured best: held against the committed results."""
+
+from pathlib import Path
+
+import pytest
+
+from fastdl.bench import OURS, read
+
+RESULTS = sorted((Path(__file__).parent.parent / "bench" / "results").rglob("bench*.json"))
+ROWS = [
+    pytest.param(r, id=f"{path.parent.name} {r['op']} {r['case']} {r['layout']} {r['direction']} {r['timer']}")
+    for path in RESULTS
+    for r in read(path)["results"]
+    if r["implementation"] == OURS and r["timer"] != "l2_hot"
+]
+
+
+def test_there_are_results():
+    assert ROWS
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_never_slower_than_eager(row):
+    """Beyond 3 % and the spread of the measurement; nor wrong, nor failed."""
+    assert row["status"] == "measured", row.get("note")
+    spread = (row["p80_ms"] - row["p20_ms"]) / row["median_ms"] / 2
+    assert row["speedup_vs_eager"] >= 0.97 - spread
