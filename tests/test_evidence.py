@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import pytest
-
 from fastdl.bench import OURS, read
+from fastdl.bench.report import KEY
 
-RESULTS = sorted((Path(__file__).parent.parent / "bench" / "results").rglob("bench*.json"))
+HERE = Path(__file__).parent.parent / "bench" / "results"
+RESULTS = sorted(path for path in HERE.rglob("bench*.json") if path.parent.name != "local")  # committed ones
 ROWS = [
-    pytest.param(r, id=f"{path.parent.name} {r['op']} {r['case']} {r['layout']} {r['direction']} {r['timer']}")
+    pytest.param(r, id=" ".join((path.parent.name, *(r[k] for k in KEY))))
     for path in RESULTS
     for r in read(path)["results"]
     if r["implementation"] == OURS and r["timer"] != "l2_hot"
