@@ -146,6 +146,11 @@ def reached(result: Result, which: str) -> bool | None:
     return None if figure is None or goal is None else figure >= goal
 
 
+def spread(result: Result) -> float:
+    """Half of what lies between p20 and p80, as a part of the median."""
+    return (result["p80_ms"] - result["p20_ms"]) / result["median_ms"] / 2
+
+
 def slower(before: list[Result], after: list[Result]) -> list[tuple[Result, float, float]]:
     """Ours that got slower beyond noise: (result after, its time over before's, what noise explains).
 
@@ -166,10 +171,7 @@ def slower(before: list[Result], after: list[Result]) -> list[tuple[Result, floa
         ratio = 1.0
         for a, b in involved:
             ratio *= b["median_ms"] / a["median_ms"]
-        noise = 1.03
-        for pair in involved:
-            for r in pair:
-                noise += (r["p80_ms"] - r["p20_ms"]) / r["median_ms"] / 2
+        noise = 1.03 + sum(spread(r) for pair in involved for r in pair)
         if ratio > noise:
             found.append((result, ratio, noise))
     return found

@@ -41,9 +41,10 @@ def measure(
             functions[name] = PEERS[name].make(case)
             row.error, row.note = check(case, functions[name], inputs, direction, truth)
             row.status = "wrong" if row.note else "measured"
-            again = run(case, functions[name], _copies(inputs), direction)
-            for _ in range(2):  # as it will be timed
-                again()
+            if row.status == "measured":
+                again = run(case, functions[name], _copies(inputs), direction)
+                for _ in range(2):  # as it will be timed
+                    again()
         except Exception as error:  # a peer that crashes is a result, not the end
             row.status, row.note = "failed", f"{type(error).__name__}: {error}".split("\n")[0][:200]
         if row.status != "measured":

@@ -32,13 +32,12 @@ KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 #: What ``auto`` picks, the first that is there, and on what evidence: on the CPU, then on a GPU. What is
 #: built for a GPU but runs on the CPU (emulated, interpreted) is for tests, and ``auto`` passes over it.
+_MEASURED = "measured: bench/results/cpu/bench.json"
 _COMPUTED = "computed, not yet measured"
 _AUTO: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
     "cpu": {
-        **{op: (("cpu", "measured: bench/results/cpu/bench.json"),) for op in OPS},
-        "conv2d": (
-            ("cpu", "few channels and depthwise, else torch (measured: bench/results/cpu/bench.json)"),
-        ),
+        **{op: (("cpu", _MEASURED),) for op in OPS},
+        "conv2d": (("cpu", f"few channels and depthwise, else torch ({_MEASURED})"),),
     },
     "cuda": {
         "conv2d": (("cuda", f"cuDNN with bias and activation in one pass behind it ({_COMPUTED})"),),

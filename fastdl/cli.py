@@ -410,10 +410,8 @@ def experiment(
 ) -> None:
     """Run an experiment of the course: a figure and a JSON of what came out."""
     from . import experiments as e
-    from .train import figures
 
     try:
-        figures.pyplot()  # that it is missing is told now, not when all is trained
         report = e.run(name, output, console, epochs, torch.device(_device(device)), seed)
     except (ValueError, ModuleNotFoundError) as error:
         if not str(error).startswith("fastdl."):

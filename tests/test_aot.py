@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -78,3 +79,15 @@ def test_says_that_the_interpreter_has_no_code(tmp_path):
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert run.returncode != 0
     assert "run without TRITON_INTERPRET in the environment" in run.stderr
+
+
+@pytest.mark.parametrize("spills, shared, status", [(16, 0, 0), (20, 0, 1), (0, 1 << 20, 1)])
+def test_a_kernel_over_a_limit_fails_the_compilation(monkeypatch, capsys, spills, shared, status):
+    """`python -m fastdl.kernels.aot` exits with 1, as docs/testing.md says."""
+    resources = aot.Resources("k", "90", 64, spills, shared, "", 0)
+    launch = SimpleNamespace(kernel=SimpleNamespace(__name__="k"))
+    row = aot.Row(aot.Case("conv2d", "a case", launch), {"90": resources})
+    monkeypatch.setattr(aot, "default_launches", lambda *ops: [])
+    monkeypatch.setattr(aot, "compile_cases", lambda *_: [row])
+    assert aot.main(["--arch", "90"]) == status
+    assert ("conv2d k (a case) on 90: " in capsys.readouterr().out) is bool(status)

@@ -172,15 +172,14 @@ def test_the_loss_goes_the_same_way(name):
     weights differ by one rounding at the start: ours may stray at most twice as far as they have until then.
     """
     stock, batches = make(name)
-    begin = copy.deepcopy(stock)
-    curve = losses(stock, batches, 200)
+    curve = losses(copy.deepcopy(stock), batches, 200)
 
     def strays(other: Trained) -> Tensor:
         return ((losses(other, batches, 200) - curve) / curve).abs().cummax(0).values
 
-    fast = strays(convert(copy.deepcopy(begin)))
+    fast = strays(convert(copy.deepcopy(stock)))
     if float(fast[-1]) > 1e-3:
-        noise = torch.stack([strays(rounded(begin, seed)) for seed in range(4)]).amax(0)
+        noise = torch.stack([strays(rounded(stock, seed)) for seed in range(4)]).amax(0)
         assert torch.all(fast <= torch.clamp_min(2 * noise, 1e-3)), (fast, noise)
 
 

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from ..info import environment
+from ..train import figures
 from ..train.checkpoint import write_atomically
 from . import learning, seeing
 from .baselines import baselines
@@ -48,9 +49,11 @@ def run(
 
     Raises:
         ValueError: if there is no such experiment.
+        ModuleNotFoundError: if matplotlib, or a package that carries the data, is not installed.
     """
     if name not in EXPERIMENTS:
         raise ValueError(f"fastdl.experiments: expected one of {', '.join(EXPERIMENTS)}, got {name!r}")
+    figures.pyplot()  # that it is missing is told now, not when all is trained
     output.mkdir(parents=True, exist_ok=True)
     setting = Setting(output, console, epochs, device or torch.device("cpu"), seed)
     results = EXPERIMENTS[name].run(setting)

@@ -95,16 +95,6 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaDeviceSynchronize();
 
-namespace emulation {
-cudaError_t occupancy(int* blocks, int threads, size_t shared_bytes);
-}
-
-template <class... Params>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(Params...), int threads,
-                                                          size_t shared_bytes) {
-  return emulation::occupancy(blocks, threads, shared_bytes);
-}
-
 template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
   struct Call {

@@ -11,6 +11,7 @@ from fuzz.examples import Example
 from fuzz.running import double, draw
 from namesakes import NAMESAKES
 from torch import Tensor
+from torch.nn.modules.utils import _pair
 
 
 def near_a_kink(example: Example, seed: int) -> bool:
@@ -43,20 +44,19 @@ def crashes_torch(example: Example) -> bool:
     """Whole windows in the padding: there oneDNN's bfloat16 convolution (torch 2.13) crashes."""
     if example.op != "conv2d" or example.inputs["input"].dtype != torch.bfloat16:
         return False
-    options = {k: example.options.get(k, 1) for k in ("padding", "dilation")}
-    if isinstance(options["padding"], str):
+    if isinstance(example.options["padding"], str):
         return False
-    padding, dilation = ((v, v) if isinstance(v, int) else tuple(v) for v in options.values())
+    padding, dilation = (_pair(example.options[name]) for name in ("padding", "dilation"))
     window = example.inputs["weight"].shape[2:]
-    return any(p >= d * (k - 1) + 1 for p, d, k in zip(padding, dilation, window, strict=False))
+    return any(p > d * (k - 1) for p, d, k in zip(padding, dilation, window, strict=False))
 
 
 def _saturated(logits: Tensor) -> bool:
     """Whether all rows give one class everything, to 1e-6."""
     if logits.dim() == 0 or logits.numel() == 0:
         return False
-    rows = logits.softmax(min(1, logits.dim() - 1))
-    return bool((rows.amax(min(1, logits.dim() - 1)) > 1 - 1e-6).all())
+    classes = min(1, logits.dim() - 1)
+    return bool((logits.softmax(classes).amax(classes) > 1 - 1e-6).all())
 
 
 def _pixels(theta: Tensor, image: Tensor, options: dict) -> list[Tensor]:

@@ -11,9 +11,8 @@ WINDOW = ((3, 3), (2, 2), (1, 1), (1, 1))
 
 def check(backward, device):
     grad = torch.randn(2, 4, 4, 4).to(device)
-    inside = torch.tensor(
-        [4, 5, 7, 8], dtype=torch.uint8
-    )  # the cells of a window that no edge of the image cuts
+    # the cells of a window that no edge of the image cuts off
+    inside = torch.tensor([4, 5, 7, 8], dtype=torch.uint8)
     offsets = inside[torch.randint(len(inside), (2, 4, 4, 4))].to(device)
     offsets[:, :, -1] = offsets[:, :, :, -1] = 4
     for strided in (
