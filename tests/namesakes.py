@@ -27,6 +27,40 @@ def batch_norm(*args, residual=None, activation=None, activation_param=None, **o
     return ACTIVATIONS[activation](out if residual is None else out + residual, activation_param)
 
 
+def float32_batch_norm(
+    input,
+    running_mean=None,
+    running_var=None,
+    weight=None,
+    bias=None,
+    training=False,
+    momentum=0.1,
+    eps=1e-5,
+    *,
+    residual=None,
+    activation=None,
+    activation_param=None,
+) -> Tensor:
+    """batch_norm with float32 sums, as torch has them on a GPU; on a CPU its own are float64."""
+    if not training or input.dtype != torch.float32:
+        args = (input, running_mean, running_var, weight, bias, training, momentum, eps)
+        options = {"residual": residual, "activation": activation, "activation_param": activation_param}
+        return batch_norm(*args, **options)
+    T.batch_norm(input.detach(), None, None, None, None, True)  # whatever it raises
+    axes, shape = [0, *range(2, input.dim())], [1, -1] + [1] * (input.dim() - 2)
+    mean = input.mean(axes)
+    centred = input - mean.view(shape)
+    var = centred.square().mean(axes)
+    if running_mean is not None:
+        count = input.numel() // input.shape[1]
+        running_mean.lerp_(mean.detach(), momentum)
+        running_var.lerp_(var.detach() * (count / (count - 1)), momentum)
+    out = centred * (var + eps).rsqrt().view(shape)
+    out = out if weight is None else out * weight.view(shape)
+    out = out if bias is None else out + bias.view(shape)
+    return ACTIVATIONS[activation](out if residual is None else out + residual, activation_param)
+
+
 def affine_grid_sample(
     input, theta, size, mode="bilinear", padding_mode="zeros", align_corners=False
 ) -> Tensor:

@@ -63,16 +63,6 @@ inline Theta theta_of(const Tensor& theta, int64_t n) {
   return result;
 }
 
-// x * y + z rounded once, also where the machine cannot: as torch's vectors, which have it.
-FASTDL_INLINE Vec fused(Vec x, Vec y, Vec z) {
-#if defined(__AVX2__)
-  return fma(x, y, z);
-#else
-  for (int i = 0; i < kWidth; ++i) z[i] = static_cast<float>(static_cast<double>(x[i]) * y[i] + z[i]);
-  return z;
-#endif
-}
-
 // The centres of `size` pixels from -1 to 1: torch.linspace, from both ends to the middle.
 inline void fill_centres(float* centres, int64_t size, bool align) {
   const float step = 2.0f / static_cast<float>(size - 1);

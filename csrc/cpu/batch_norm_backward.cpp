@@ -51,7 +51,7 @@ void stage_run(const BatchNormBackward& p, float* const* constants, int64_t begi
     if constexpr (from_out) {
       part.store(dz + j, activation_grad<activation>(dy, part.load(out + j), param));
     } else {
-      Vec z = fma(part.load(x + j) - of(kMean, j), of(kScale, j), of(kBias, j));
+      Vec z = fused(part.load(x + j) - of(kMean, j), of(kScale, j), of(kBias, j));
       // which side of the kink: that of z in x's dtype, as mask, out and torch have it
       constexpr bool kink = activation == Activation::kLeakyReLU || activation == Activation::kELU;
       if constexpr (kink) z = narrow<T>(z);
@@ -68,7 +68,7 @@ FASTDL_INLINE Vec incoming(P part, const T* grad, Vec centred, const uint8_t* ma
   Vec dy = part.load(grad + j);
   if constexpr (source == Source::kMask) return select(passes(part, mask, begin + j), dy, Vec{});
   if constexpr (source == Source::kReLU) {
-    Vec z = narrow<T>(fma(centred, of(kScale, j), of(kBias, j)));
+    Vec z = narrow<T>(fused(centred, of(kScale, j), of(kBias, j)));
     return select(z <= 0.0f, Vec{}, dy);
   }
   return dy;
@@ -79,20 +79,21 @@ FASTDL_INLINE Vec incoming(P part, const T* grad, Vec centred, const uint8_t* ma
 
 template <class T, Source source>
 FASTDL_INLINE void gradient_terms(const Call& call, const OfChannel& of, int64_t begin, int64_t n,
-                                  const float* staged, Vec* two) {
-  constexpr int kUnroll = 2;
+                                  const float* staged, Wide* two) {
+  constexpr int kUnroll = 4;
   const T* x = static_cast<const T*>(call.p.x.data) + begin;
   const T* grad = static_cast<const T*>(call.p.grad_out.data) + begin;
   const auto* mask = static_cast<const uint8_t*>(call.p.mask.data);
-  Vec total[kUnroll] = {two[0]}, product[kUnroll] = {two[1]};
+  Wide total[kUnroll] = {two[0]}, product[kUnroll] = {two[1]};
   sweep<kUnroll>(n, [&](int64_t j, auto part, int u) {
-    Vec centred = part.load(x + j) - of(kMean, j);
-    Vec dz = part.keep(incoming<T, source>(part, grad, centred, mask, staged, begin, j, of));
+    const Vec value = part.load(x + j), mean = of(kMean, j);
+    const Wide dz = widen(part.keep(incoming<T, source>(part, grad, value - mean, mask, staged, begin, j, of)));
     total[u] += dz;
-    product[u] += part.keep(dz * centred);
+    product[u] = fma(dz, widen(part.keep(value)), product[u]);
   });
-  two[0] = total[0] + total[1];
-  two[1] = product[0] + product[1];
+  for (int u = 1; u < kUnroll; ++u) total[0] += total[u], product[0] += product[u];
+  two[0] = total[0];
+  two[1] = product[0];
 }
 
 constexpr int64_t kPrefetch = 2048;  // values ahead: 8 KB of float32
@@ -100,26 +101,27 @@ constexpr int64_t kPrefetch = 2048;  // values ahead: 8 KB of float32
 // The same of the columns of some rows; the rows of `staged` are kTile apart.
 template <class T, Source source, int64_t rows>
 FASTDL_INLINE void gradient_terms(const Call& call, int64_t begin, int64_t column, int64_t n,
-                                  const float* staged, float* const* sums) {
+                                  const float* staged, double* const* sums) {
   const int64_t stride = call.l.length;
   const T* x = static_cast<const T*>(call.p.x.data) + begin;
   const T* grad = static_cast<const T*>(call.p.grad_out.data) + begin;
   const auto* mask = static_cast<const uint8_t*>(call.p.mask.data);
   OfColumns of(call.constants, column);
   sweep(n, [&](int64_t j, auto part, int) {
-    Vec total{}, product{};
+    const Vec mean = of(kMean, j);
+    Wide total = cpu::load(sums[0] + column + j), product = cpu::load(sums[1] + column + j);
     for (int64_t r = 0; r < rows; ++r) {
       // the order of the lines, a column of rows at a time, is none that the processor foresees
       __builtin_prefetch(x + r * stride + j + kPrefetch);
       __builtin_prefetch(grad + r * stride + j + kPrefetch);
-      Vec centred = part.load(x + r * stride + j) - of(kMean, j);
-      Vec dz = part.keep(incoming<T, source>(part, grad + r * stride, centred, mask, staged + r * kTile,
-                                             begin + r * stride, j, of));
+      const Vec value = part.load(x + r * stride + j);
+      const Wide dz = widen(part.keep(incoming<T, source>(part, grad + r * stride, value - mean, mask,
+                                                          staged + r * kTile, begin + r * stride, j, of)));
       total += dz;
-      product += part.keep(dz * centred);
+      product = fma(dz, widen(part.keep(value)), product);
     }
-    part.store(sums[0] + column + j, part.load(sums[0] + column + j) + total);
-    part.store(sums[1] + column + j, part.load(sums[1] + column + j) + product);
+    cpu::store(sums[0] + column + j, total);
+    cpu::store(sums[1] + column + j, product);
   });
 }
 
@@ -170,7 +172,7 @@ FASTDL_INLINE void by_tiles(const Call& call, int64_t begin, int64_t place, int6
 
 template <class T, Source source>
 void sums_of_box(const Call& call, const Box& box, double* sums) {
-  plane_sums(call.l, box, sums, [&](int64_t begin, int64_t n, int64_t c, Vec* two) {
+  plane_sums(call.l, box, sums, [&](int64_t begin, int64_t n, int64_t c, Wide* two) {
     OfChannel of(call.constants, c, kMean, kBias + 1);
     by_tiles<source>(call, begin, c, n, [&](int64_t first, int64_t, int64_t size, const float* staged) {
       gradient_terms<T, source>(call, of, first, size, staged, two);
@@ -181,7 +183,7 @@ void sums_of_box(const Call& call, const Box& box, double* sums) {
 template <class T, Source source>
 void sums_of_rows(const Call& call, int64_t begin, int64_t end, const RowSums& sums) {
   const Layout& l = call.l;
-  row_sums(l, begin, end, sums, [&](int64_t row, auto rows, int64_t columns, float* const* narrow) {
+  row_sums(l, begin, end, sums, [&](int64_t row, auto rows, int64_t columns, double* const* columns_of) {
     constexpr int64_t kCount = decltype(rows)::value;
     if constexpr (source == Source::kStaged) {
       alignas(64) float staged[kCount * kTile];
@@ -189,10 +191,10 @@ void sums_of_rows(const Call& call, int64_t begin, int64_t end, const RowSums& s
         int64_t size = std::min(kTile, columns - j);
         for (int64_t r = 0; r < kCount; ++r)
           call.stage(call.p, call.constants, (row + r) * l.length + j, size, j, staged + r * kTile);
-        gradient_terms<T, source, kCount>(call, row * l.length + j, j, size, staged, narrow);
+        gradient_terms<T, source, kCount>(call, row * l.length + j, j, size, staged, columns_of);
       }
     } else {
-      gradient_terms<T, source, kCount>(call, row * l.length, 0, columns, nullptr, narrow);
+      gradient_terms<T, source, kCount>(call, row * l.length, 0, columns, nullptr, columns_of);
     }
   });
 }
@@ -288,12 +290,12 @@ Kernels choose(Call& call) {
 // ---------------------------------------------------------------------------------------------------------
 // the paths
 
-// The gradients of a channel's parameters from sum dz and sum dz * (x - mean), and the means that grad_x
-// takes away.
+// The gradients of a channel's parameters from sum dz and sum dz * x, and the means that grad_x takes away.
+// float64 has digits enough to take the mean off x in the sum.
 void set_channel(const Call& call, int64_t c, const double* sums) {
   const BatchNormBackward& p = call.p;
-  double invstd = static_cast<const float*>(p.invstd.data)[c], count = static_cast<double>(call.l.count());
-  double product = sums[1] * invstd;
+  double mean = static_cast<const float*>(p.mean.data)[c], invstd = static_cast<const float*>(p.invstd.data)[c];
+  double count = static_cast<double>(call.l.count()), product = (sums[1] - mean * sums[0]) * invstd;
   set_parameter(p.grad_bias, c, sums[0]);
   set_parameter(p.grad_weight, c, product);
   call.constants[kMeanDz][c] = static_cast<float>(sums[0] / count);

@@ -59,7 +59,7 @@ FASTDL_INLINE void normalise_run(const BatchNormForward& p, bool streamed, int64
   const float param = p.activation_param;
   MaskWriter local = writer;
   auto step = [&](int64_t j, auto part, int) {
-    Vec y = fma(part.load(x + j) - of(kMean, j), of(kScale, j), of(kBias, j));
+    Vec y = fused(part.load(x + j) - of(kMean, j), of(kScale, j), of(kBias, j));
     if constexpr (residual) y += part.load(other + j);
     y = activate<activation>(y, param);
     part.store(out + j, y);
@@ -134,7 +134,7 @@ const char* train_planes(Call& call, const N& normalise) {
   const T* x = static_cast<const T*>(call.p.x.data);
   Plan plan = plan_of(l, call.context, sizeof(T), bool(call.p.mask));
   auto sums_of = [&](const Box& box, const float* pivot, double* sums) {
-    plane_sums(l, box, sums, [&](int64_t begin, int64_t n, int64_t c, Vec* two) {
+    plane_sums(l, box, sums, [&](int64_t begin, int64_t n, int64_t c, Wide* two) {
       moment_terms(x + begin, n, splat(pivot[c - box.c0]), two);
     });
   };
@@ -194,8 +194,8 @@ const char* train_rows(Call& call, int64_t parts) {
   parallel(call.context, parts, 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i)
       row_sums(l, cut(l.rows(), parts, i, 8), cut(l.rows(), parts, i + 1, 8), sums[i],
-               [&](int64_t row, auto rows, int64_t columns, float* const* narrow) {
-                 moment_terms<T, decltype(rows)::value>(x + row * l.length, l.length, columns, pivot, narrow);
+               [&](int64_t row, auto rows, int64_t columns, double* const* columns_of) {
+                 moment_terms<T, decltype(rows)::value>(x + row * l.length, l.length, columns, pivot, columns_of);
                });
   });
   combine_rows(l, sums, parts, total);

@@ -9,6 +9,7 @@
 // A run of consecutive values is walked by `sweep`, in whole vectors and then one of these:
 //   Overlap  the run's last kWidth values, of which the first `skip` were seen already
 //   Part     a run of n < kWidth values
+// whose keep(v, other) gives v in the lanes that count and other (0) in the rest.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +23,7 @@ namespace fastdl::cpu::batch_norm {
 
 constexpr int64_t kShortPlane = 16;
 constexpr int64_t kGrain = 16384;                      // values worth a thread of their own
-constexpr int64_t kChunk = 1024 * kWidth;              // values of a run that are walked at a time
+constexpr int64_t kPiece = 1024 * kWidth;              // values of a run that are worth cutting off
 constexpr int64_t kRow = 512;                          // values that short rows are joined to
 constexpr int64_t kStreamedBytes = int64_t{16} << 20;  // of an output that no cache would keep
 constexpr int64_t kBlock = 16384;  // values that are walked forwards when rows are walked backwards
@@ -40,7 +41,7 @@ struct Whole {
   FASTDL_INLINE void store(T* p, Vec v) const {
     cpu::store(p, v);
   }
-  FASTDL_INLINE Vec keep(Vec v) const { return v; }
+  FASTDL_INLINE Vec keep(Vec v, Vec = Vec{}) const { return v; }
 };
 
 // A whole vector at an aligned address, stored past the caches.
@@ -85,7 +86,9 @@ FASTDL_INLINE void fence() {
 struct Overlap : Whole {
   int64_t skip;
   FASTDL_INLINE explicit Overlap(int64_t skip) : skip(skip) {}
-  FASTDL_INLINE Vec keep(Vec v) const { return select(iota() >= static_cast<int32_t>(skip), v, Vec{}); }
+  FASTDL_INLINE Vec keep(Vec v, Vec other = Vec{}) const {
+    return select(iota() >= static_cast<int32_t>(skip), v, other);
+  }
 };
 
 struct Part {
@@ -98,7 +101,9 @@ struct Part {
   FASTDL_INLINE void store(T* p, Vec v) const {
     cpu::store(p, v, n);
   }
-  FASTDL_INLINE Vec keep(Vec v) const { return select(iota() < static_cast<int32_t>(n), v, Vec{}); }
+  FASTDL_INLINE Vec keep(Vec v, Vec other = Vec{}) const {
+    return select(iota() < static_cast<int32_t>(n), v, other);
+  }
 };
 
 // f(j, part, u): values [j, j + kWidth) of a run of n; u counts through 0 ... unroll - 1, for as many
@@ -123,7 +128,6 @@ struct Layout {
   int64_t n, c, s;  // of planes; c and s also of rows
   int64_t numel;
   int64_t length;  // L
-  int64_t chunk;   // values of a channel that are summed in float32 before float64 takes over
   int64_t joined;  // this many rows make one of the elementwise pass
 
   int64_t count() const { return numel / c; }  // values per channel
@@ -139,7 +143,6 @@ struct Layout {
 inline Layout layout_of(const Tensor& x) {
   Layout l;
   l.numel = x.numel();
-  l.chunk = kChunk / 16;  // short sums: they keep the digits of what is rounded alike, as half precision is
   l.n = x.size[0];
   l.c = x.size[1];
   l.s = l.numel / (l.n * l.c);
@@ -240,7 +243,7 @@ inline Plan plan_of(const Layout& l, const Context* context, int64_t bytes_per_v
   } else if (!balanced(l.c)) {
     int64_t pieces = (4 * threads + l.c - 1) / l.c;
     plan.pieces_n = std::min(pieces, l.n);
-    plan.pieces_s = std::min((pieces + plan.pieces_n - 1) / plan.pieces_n, (l.s + kChunk - 1) / kChunk);
+    plan.pieces_s = std::min((pieces + plan.pieces_n - 1) / plan.pieces_n, (l.s + kPiece - 1) / kPiece);
   } else {
     // a group's part of the mask is whole bytes
     int64_t unit = writes_mask && l.s % 8 != 0 ? 8 : 1;

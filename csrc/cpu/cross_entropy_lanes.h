@@ -121,7 +121,8 @@ struct LaneView {
 template <Share kShare, class T>
 void lanes_forward(const Problem& p, float* lse, Losses* losses, int64_t begin, int64_t end) {
   alignas(64) float tile[kTileClasses * kLanes], q_tile[is_soft(kShare) ? kTileClasses * kLanes : 1];
-  alignas(64) float max[kLanes], sum[kLanes], shift[kLanes], spread[kLanes], spread_weight[kLanes], x_t[kLanes];
+  alignas(64) float max[kLanes], sum[kLanes], shift[kLanes], moved[kLanes], total[kLanes], x_t[kLanes];
+  alignas(64) double spread[kLanes], spread_weight[kLanes];  // sums of all classes
   Class target[kLanes];
   const Groups groups(p);
   const int stride = groups.lanes;
@@ -146,17 +147,23 @@ void lanes_forward(const Problem& p, float* lse, Losses* losses, int64_t begin, 
         store(sum + i, start == 0 ? s : fma(load(sum + i), exp_nonpositive(before - now), s));
         if constexpr (kShare != Share::kNone) {
           const Vec first = start == 0 ? now : load(shift + i);
-          Vec moved{}, total{};
+          Vec moved_here{}, total_here{};
           for (int c = 0; c < size; ++c) {
             Vec a = splat(1.0f);
             if constexpr (is_soft(kShare)) a = fma(load(q_tile + c * stride + i), splat(p.keep), splat(p.share));
             if constexpr (has_weights(kShare)) a *= p.weight[start + c];
-            moved = fma(a, first - load(tile + c * stride + i), moved);
-            total += a;
+            moved_here = fma(a, first - load(tile + c * stride + i), moved_here);
+            total_here += a;
           }
           store(shift + i, first);
-          store(spread + i, start == 0 ? moved : load(spread + i) + moved);
-          store(spread_weight + i, start == 0 ? total : load(spread_weight + i) + total);
+          store(moved + i, moved_here);
+          store(total + i, total_here);
+        }
+      }
+      if constexpr (kShare != Share::kNone) {
+        for (int i = 0; i < g.lanes; ++i) {
+          spread[i] = (start == 0 ? 0.0 : spread[i]) + moved[i];
+          spread_weight[i] = (start == 0 ? 0.0 : spread_weight[i]) + total[i];
         }
       }
       if constexpr (!is_soft(kShare)) {
@@ -170,18 +177,21 @@ void lanes_forward(const Problem& p, float* lse, Losses* losses, int64_t begin, 
     for (int i = 0; i < g.lanes; i += kWidth) {
       const Vec top = finite(load(max + i)), log_sum = log_normal(load(sum + i));
       if (lse != nullptr) store(lse + g.row + i, top + log_sum, g.count - i);
-      if constexpr (kShare != Share::kNone)
-        store(spread + i, fma(load(spread_weight + i), (top - load(shift + i)) + log_sum, load(spread + i)));
+      if constexpr (kShare != Share::kNone) {
+        store(shift + i, top - load(shift + i));
+        store(sum + i, log_sum);
+      }
       if constexpr (!is_soft(kShare)) store(x_t + i, log_sum - (load(x_t + i) - top));  // nll(t)
     }
+    auto spread_loss = [&](int i) { return spread[i] + spread_weight[i] * (double{shift[i]} + sum[i]); };
     g.for_rows([&](int i, int64_t n, int64_t d) {
       if constexpr (is_soft(kShare)) {
-        losses->add(n, d, spread[i], 1.0f);
+        losses->add(n, d, spread_loss(i), 1.0f);
       } else {
         if (!target[i].kept) return losses->add(n, d, target[i].ignored ? 0.0f : kNaN, 0.0f);
         const float weight = p.weight != nullptr ? p.weight[target[i].t] : 1.0f;
-        float loss = weight * x_t[i];
-        if constexpr (kShare != Share::kNone) loss = p.keep * loss + p.share * spread[i];
+        double loss = weight * x_t[i];
+        if constexpr (kShare != Share::kNone) loss = p.keep * loss + p.share * spread_loss(i);
         losses->add(n, d, loss, weight);
       }
     });

@@ -62,6 +62,16 @@ FASTDL_INLINE Vec fma(Vec x, Vec y, Vec z) {
 #endif
 }
 
+// The same with one rounding also where the machine cannot, which is slow there.
+FASTDL_INLINE Vec fused(Vec x, Vec y, Vec z) {
+#if defined(__AVX2__)
+  return fma(x, y, z);
+#else
+  for (int i = 0; i < kWidth; ++i) z[i] = static_cast<float>(static_cast<double>(x[i]) * y[i] + z[i]);
+  return z;
+#endif
+}
+
 // As the instruction: b where either is NaN. Not what torch's max means by NaN.
 FASTDL_INLINE Vec max(Vec a, Vec b) {
 #if defined(__AVX512F__)
@@ -149,6 +159,57 @@ FASTDL_INLINE float max(Vec x) {
   for (int half = kWidth / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) x[i] = x[i] >= x[i + half] || x[i + half] != x[i + half] ? x[i] : x[i + half];
   return x[0];
+}
+
+// ---------------------------------------------------------------------------------------------------- float64
+
+typedef double DVec __attribute__((vector_size(kWidth * 4)));
+
+// The lanes of a Vec as float64, for sums that must not round.
+struct Wide {
+  DVec low{}, high{};
+  FASTDL_INLINE void operator+=(const Wide& other) { low += other.low, high += other.high; }
+};
+FASTDL_INLINE Wide operator-(const Wide& a, const Wide& b) { return {a.low - b.low, a.high - b.high}; }
+
+FASTDL_INLINE Wide widen(Vec x) {
+#if defined(__AVX512F__)
+  return {_mm512_cvtps_pd(_mm512_castps512_ps256(x)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1))};
+#elif defined(__AVX2__)
+  return {_mm256_cvtps_pd(_mm256_castps256_ps128(x)), _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1))};
+#else
+  Wide wide;
+  for (int i = 0; i < kWidth / 2; ++i) wide.low[i] = x[i], wide.high[i] = x[i + kWidth / 2];
+  return wide;
+#endif
+}
+
+FASTDL_INLINE DVec fma(DVec x, DVec y, DVec z) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_pd(x, y, z);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_pd(x, y, z);
+#else
+  return x * y + z;
+#endif
+}
+FASTDL_INLINE Wide fma(const Wide& x, const Wide& y, const Wide& z) {
+  return {fma(x.low, y.low, z.low), fma(x.high, y.high, z.high)};
+}
+
+FASTDL_INLINE Wide load(const double* p) {
+  Wide v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+FASTDL_INLINE void store(double* p, const Wide& v) { std::memcpy(p, &v, sizeof v); }
+
+// Over the lanes, in a fixed tree.
+FASTDL_INLINE double sum(const Wide& x) {
+  DVec v = x.low + x.high;
+  for (int half = kWidth / 4; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) v[i] += v[i + half];
+  return v[0];
 }
 
 // ------------------------------------------------------------------------------------------ scalars and dtypes

@@ -1,10 +1,11 @@
 """Running an example on a backend and holding what comes out against torch."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from fuzz.examples import Example, lay_out
-from namesakes import NAMESAKES
+from namesakes import NAMESAKES, float32_batch_norm
 from torch import Tensor
 
 import fastdl.functional as F
@@ -21,16 +22,16 @@ def check(example: Example, backend: str, seed: int) -> None:
     """
     tensors = draw(example, seed)
     try:
-        torchs = run(example, tensors, NAMESAKES[example.op])
+        torchs = by_torch(example, tensors, backend)
     except Exception as error:
         rejected(example, tensors, backend, type(error))
         return
     with backends.use_backend(backend):
         before = {name: t.clone() for name, t in tensors.items() if name not in example.updated}
-        ours = run(example, tensors, getattr(F, example.op))
+        ours = by_us(example, tensors)
         for name, tensor in before.items():
             assert same(tensor, tensors[name]), f"{name} was modified"
-    oracle = run(example, double(tensors), NAMESAKES[example.op])
+    oracle = by_torch(example, double(tensors))
     assert ours.keys() == torchs.keys()
     for name, got in ours.items():
         if not got.is_floating_point():
@@ -43,7 +44,7 @@ def check(example: Example, backend: str, seed: int) -> None:
 def rejected(example: Example, tensors: dict[str, Tensor], backend: str, expected: type) -> None:
     with backends.use_backend(backend):
         try:
-            run(example, tensors, getattr(F, example.op))
+            by_us(example, tensors)
         except Exception as error:
             assert type(error) is expected, f"{type(error).__name__} where torch has {expected.__name__}"
         else:
@@ -56,12 +57,12 @@ def drawn_again(example: Example, backend: str, seed: int, name: str) -> tuple[T
     for each in range(seed, seed + DRAWS):
         tensors = draw(example, each)
         try:
-            results[1].append(run(example, tensors, NAMESAKES[example.op])[name])
+            results[1].append(by_torch(example, tensors, backend)[name])
         except IndexError:  # a class that there is not, drawn this time
             continue
-        results[2].append(run(example, double(tensors), NAMESAKES[example.op])[name])
+        results[2].append(by_torch(example, double(tensors))[name])
         with backends.use_backend(backend):
-            results[0].append(run(example, tensors, getattr(F, example.op))[name])
+            results[0].append(by_us(example, tensors)[name])
     return tuple(torch.stack(result) for result in results)
 
 
@@ -70,7 +71,24 @@ def draw(example: Example, seed: int) -> dict[str, Tensor]:
     return {name: each.draw(generator) for name, each in example.inputs.items()}
 
 
-def run(example: Example, tensors: dict[str, Tensor], function: Any) -> dict[str, Tensor]:
+def by_us(example: Example, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return run(example, tensors, getattr(F, example.op), lambda grad: lay_out(grad, example.incoming))
+
+
+def by_torch(example: Example, tensors: dict[str, Tensor], backend: str = "cpu") -> dict[str, Tensor]:
+    """As torch does on the kind of device that ``backend`` is for.
+
+    With everything contiguous: torch 2.13's batch norm takes one layout of [1, C, 1, W] for the other.
+    """
+    on_gpu = backend in ("cuda", "triton") and example.op == "batch_norm"
+    function = float32_batch_norm if on_gpu else NAMESAKES[example.op]
+    plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return run(example, plain, function, lambda grad: lay_out(grad, example.incoming).contiguous())
+
+
+def run(
+    example: Example, tensors: dict[str, Tensor], function: Any, laid_out: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
     """Outputs, updated statistics and gradients by name. What is updated is a copy."""
     arguments = {}
     for name, tensor in tensors.items():
@@ -83,9 +101,9 @@ def run(example: Example, tensors: dict[str, Tensor], function: Any) -> dict[str
     out = function(**arguments, **example.options)
     outputs = out if isinstance(out, tuple) else (out,)
     generator = torch.Generator().manual_seed(1)
-    incoming = torch.randn(outputs[0].shape, generator=generator).bfloat16().to(outputs[0].dtype)
+    grad_out = torch.randn(outputs[0].shape, generator=generator).bfloat16().to(outputs[0].dtype)
     asked = {name: t for name, t in arguments.items() if t is not None and t.requires_grad}
-    grads = torch.autograd.grad(outputs[0], list(asked.values()), lay_out(incoming, example.incoming))
+    grads = torch.autograd.grad(outputs[0], list(asked.values()), laid_out(grad_out))
     return (
         {f"output {i}": t.detach() for i, t in enumerate(outputs)}
         | {name: arguments[name] for name in example.updated}

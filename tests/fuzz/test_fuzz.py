@@ -21,21 +21,10 @@ ASKED = int(os.environ.get("FASTDL_FUZZ", "0"))
 #: What emulation and interpretation leave time for.
 SHARE = {"cpu": 2000, "cuda": 300, "triton": 20}
 
-#: Open, to be mended: what the fuzzer finds at once. FASTDL_FUZZ=100 shows it.
-OPEN = {
-    ("cpu", "batch_norm"): "float32 sums, where torch on a CPU has float64 ones: running_mean, grad_weight",
-    ("cuda", "batch_norm"): "float32 sums, where torch on a CPU has float64 ones: grad_weight",
-    ("triton", "batch_norm"): "float32 sums, where torch on a CPU has float64 ones: grad_weight",
-    ("cuda", "conv2d"): "depthwise, stride 2: NaN of the incoming gradient elsewhere than in torch",
-}
-
 
 @pytest.mark.parametrize("op", EXAMPLES)
 @pytest.mark.parametrize("kernel", KERNEL_BACKENDS)
 def test_any_call(op, kernel):
-    if (kernel, op) in OPEN and not ASKED:
-        pytest.skip(OPEN[kernel, op])
-
     @settings(
         max_examples=ASKED or SHARE[kernel],
         derandomize=not ASKED,
