@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console, Group
 from rich.table import Table
 
+from fastdl import backends, tuned
 from fastdl.info import environment
 
-from . import PEERS, cases, keep_heap, measure, measure_step, read, report, steps, sweep
+from . import PEERS, cases, keep_heap, measure, measure_step, read, report, steps, sweep, tune
 from .case import Case
 from .models import IMPLEMENTATIONS, Step
 
@@ -85,6 +87,40 @@ def run(plan: Plan, console: Console, json_file: Path | None) -> list[report.Res
     for name, reason in sorted(skipped):
         console.print(f"[dim]{name} was skipped: {reason}[/]")
     return results
+
+
+def tuning(
+    plan: Plan, console: Console, json_file: Path | None, source: Path | None, output: Path | None
+) -> bool:
+    """Write the table that the plan's results amount to, or those in ``source``; whether nothing was wrong.
+
+    ``output``: its file; None: the user's own for the device.
+
+    Raises:
+        SchemaError: if no table can be made of the results, or not for this machine.
+        OSError: if a file cannot be read or written.
+    """
+    if source is None:
+        with backends.untuned():
+            facts, results = environment(), run(plan, console, json_file)
+    else:
+        found = read(source)
+        facts, results = found["environment"], [r for r in found["results"] if r["op"] in plan.ops]
+    table = tune.table(facts, results)
+    output = output or _own_file(table)
+    console.print(tune.shown(table))
+    kept = tune.write(output, table)
+    backends.forget()
+    console.print(f"{output}: {'added to what it knew' if kept else 'written'}")
+    return not any(r["status"] in ("wrong", "failed") and r["implementation"] in tune.OWN for r in results)
+
+
+def _own_file(table: dict[str, Any]) -> Path:
+    facts = table["environment"]
+    here = tuned.device(table["kind"], None)
+    if here is None or facts.get("gpu" if table["kind"] == "cuda" else "cpu") != here[0]:
+        raise report.SchemaError("expected results of this machine's device; --output names a file for another's")
+    return tuned.user_path(*here)
 
 
 def overview(results: list[report.Result]) -> Group:

@@ -24,11 +24,15 @@ class SchemaError(ValueError):
 
 
 def write(path: Path, environment: dict[str, Any], results: list[Result]) -> None:
-    """The whole file anew, in one step: a benchmark that is interrupted leaves what it measured."""
+    """The whole file anew: a benchmark that is interrupted leaves what it measured."""
+    put(path, {"schema": SCHEMA, "environment": environment, "results": results})
+
+
+def put(path: Path, content: dict[str, Any]) -> None:
+    """JSON into a file in one step: it is the old one or the new one, whenever anything ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    report = {"schema": SCHEMA, "environment": environment, "results": results}
-    part.write_text(json.dumps(report, indent=1) + "\n")
+    part.write_text(json.dumps(content, indent=1) + "\n")
     part.replace(path)
 
 

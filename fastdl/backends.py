@@ -8,9 +8,10 @@ Backends:
     triton      the kernels of ``fastdl.kernels``: CUDA (or ROCm) tensors, or CPU tensors under Triton's
                 interpreter (``TRITON_INTERPRET=1`` before the first use; exact but slow, meant for tests).
 
-``auto`` (the default) never measures at call time: it reads ``_AUTO`` below. A backend that is named
-explicitly, by ``use_backend`` or the environment variable ``FASTDL_BACKEND``, serves the call or raises;
-only a call on an empty tensor, where there is nothing to compute, always goes to the reference.
+``auto`` (the default) never measures at call time: it reads the table of measurements in force for the device
+(``fastdl.tuned``) and, for what that does not know, ``_AUTO`` below. A backend that is named explicitly, by
+``use_backend`` or the environment variable ``FASTDL_BACKEND``, serves the call or raises; only a call on an
+empty tensor, where there is nothing to compute, always goes to the reference.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+
+from . import tuned
 
 OPS = ("conv2d", "batch_norm", "cross_entropy", "max_pool2d", "affine_grid_sample")
 BACKENDS = ("reference", "cpu", "cuda", "triton")
@@ -30,17 +34,19 @@ BACKENDS = ("reference", "cpu", "cuda", "triton")
 #: The dtypes that kernels serve; they accumulate in float32.
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-#: What ``auto`` picks, the first that is there, and on what evidence: on the CPU, then on a GPU. What is
-#: built for a GPU but runs on the CPU (emulated, interpreted) is for tests, and ``auto`` passes over it.
+#: What ``auto`` picks where no table knows better, the first that is there, and on what evidence: on the CPU,
+#: then on a GPU. What is built for a GPU but runs on the CPU (emulated, interpreted) is for tests, and
+#: ``auto`` passes over it. conv2d_max_pool2d is the one function that an op of its own does not stand behind.
 _MEASURED = "measured: bench/results/cpu/bench.json"
 _COMPUTED = "computed, not yet measured"
 _AUTO: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
     "cpu": {
-        **{op: (("cpu", _MEASURED),) for op in OPS},
+        **{op: (("cpu", _MEASURED),) for op in (*OPS, "conv2d_max_pool2d")},
         "conv2d": (("cpu", f"few channels and depthwise, else torch ({_MEASURED})"),),
     },
     "cuda": {
         "conv2d": (("cuda", f"cuDNN with bias and activation in one pass behind it ({_COMPUTED})"),),
+        "conv2d_max_pool2d": (("cuda", f"the image between is never in memory ({_COMPUTED})"),),
         "batch_norm": (
             ("cuda", f"2 or 3 passes over the data against 5 to 8 unfused ({_COMPUTED})"),
             ("triton", f"3 passes over the data against 5 to 8 unfused ({_COMPUTED})"),
@@ -72,6 +78,7 @@ class Choice(NamedTuple):
 # One plain global, process-wide like torch.backends' flags: torch.compile guards on it.
 _forced: str = os.environ.get("FASTDL_BACKEND", "auto")
 _recorded: list[Choice] | None = None
+_tables = True
 
 #: FASTDL_CHECK=1: also check class targets on the GPU, at the price of a synchronisation.
 CHECK: bool = os.environ.get("FASTDL_CHECK", "0") == "1"
@@ -112,19 +119,26 @@ def choose(
     dtype: torch.dtype,
     unsupported: str | None = None,
     empty: bool = False,
+    tensors: tuple[Tensor, ...] = (),
 ) -> Choice:
     """The backend for a call of ``op`` on tensors of this device and dtype.
 
     ``unsupported`` says why kernels in general do not cover the call (None: they do), ``empty`` that there
-    is nothing to compute.
+    is nothing to compute; ``tensors`` are the input and, of a convolution, the weight, for where a table
+    tells calls apart. torch.compile takes what is best for most calls: it traces for more than one size.
 
     Raises:
         RuntimeError: if the backend in force was named explicitly and cannot serve the call.
     """
-    choice = _choose(op, device, dtype, unsupported, empty)
+    choice = _choose(op, device, dtype, unsupported, empty, tensors)
+    note(choice)
+    return choice
+
+
+def note(choice: Choice) -> None:
+    """Have ``choice`` recorded."""
     if _recorded is not None:
         _recorded.append(choice)
-    return choice
 
 
 def automatic() -> bool:
@@ -134,20 +148,28 @@ def automatic() -> bool:
 
 def serves(op: str, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether an ordinary call of ``op`` on such tensors would run a kernel of ours."""
-    return serving(op, device, dtype) != "reference"
+    return serving(op, device, dtype).backend != "reference"
 
 
-def serving(op: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The backend that an ordinary call of ``op`` on such tensors would have; not recorded."""
-    return _choose(op, device, dtype, None, False).backend
+def serving(op: str, device: torch.device, dtype: torch.dtype, tensors: tuple[Tensor, ...] = ()) -> Choice:
+    """The choice for an ordinary call of ``op`` on such tensors; not recorded."""
+    return _choose(op, device, dtype, None, False, tensors)
 
 
 def _choose(
-    op: str, device: torch.device, dtype: torch.dtype, unsupported: str | None, empty: bool
+    op: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    unsupported: str | None,
+    empty: bool,
+    tensors: tuple[Tensor, ...],
 ) -> Choice:
     if empty:
         return Choice(op, "reference", "nothing to compute")
-    backend, reason = _pick(op, _forced, device.type, device.index, dtype)
+    call, shape = (op, _forced, device.type, device.index, dtype), None
+    if tensors and not torch.compiler.is_compiling() and _varies(*call):
+        shape = tuned.classify(op, *tensors)
+    backend, reason = _pick(*call, shape)
     if backend != "reference" and unsupported is not None:
         backend, reason = ("reference", unsupported) if _forced == "auto" else ("", unsupported)
     if not backend:
@@ -166,13 +188,17 @@ def _constant(function: Any) -> Any:
 
 
 @_constant
-def _pick(op: str, forced: str, kind: str, index: int | None, dtype: torch.dtype) -> tuple[str, str]:
+def _pick(
+    op: str, forced: str, kind: str, index: int | None, dtype: torch.dtype, shape: tuned.Class | None
+) -> tuple[str, str]:
     """The backend of an ordinary call and the reason, "" for a backend named that cannot serve it."""
-    return _picked(op, forced, kind, index, dtype)
+    return _picked(op, forced, kind, index, dtype, shape)
 
 
 @functools.cache
-def _picked(op: str, forced: str, kind: str, index: int | None, dtype: torch.dtype) -> tuple[str, str]:
+def _picked(
+    op: str, forced: str, kind: str, index: int | None, dtype: torch.dtype, shape: tuned.Class | None = None
+) -> tuple[str, str]:
     if forced == "reference":
         return "reference", "chosen by name"
     unserved = None if dtype in KERNEL_DTYPES else f"{str(dtype).removeprefix('torch.')} has no kernel"
@@ -182,12 +208,54 @@ def _picked(op: str, forced: str, kind: str, index: int | None, dtype: torch.dty
     if unserved:
         return "reference", unserved
     reasons = []
-    for backend, evidence in _AUTO.get(kind, {}).get(op, ()):
+    for backend, evidence in order(op, kind, dtype, shape, table(kind, index)):
         reason = _missing(backend, kind, index)
         if reason is None:
             return backend, evidence
         reasons.append(f"{backend}: {reason}")
     return "reference", "; ".join(reasons) or f"no kernel for device {kind!r}"
+
+
+def order(
+    op: str, kind: str, dtype: torch.dtype, shape: tuned.Class | None, known: tuned.Table | None
+) -> list[tuple[str, str]]:
+    """What ``auto`` prefers, the first first, with the evidence: what the table says, then ``_AUTO``."""
+    measured = []
+    if known is not None:
+        how = "measured" if shape or not known.varies(op, dtype) else "measured, the best of most shapes"
+        measured = [(backend, f"{how}: {known.path}") for backend in known.ranking(op, dtype, shape)]
+    return [*measured, *_AUTO.get(kind, {}).get(op, ())]
+
+
+def table(kind: str, index: int | None) -> tuned.Table | None:
+    """The table in force for a device."""
+    return tuned.table(kind, index) if _tables else None
+
+
+@functools.cache
+def _varies(op: str, forced: str, kind: str, index: int | None, dtype: torch.dtype) -> bool:
+    """Whether the table tells calls apart; mostly it does not, and then no call is looked at."""
+    known = table(kind, index) if forced == "auto" else None
+    return known is not None and known.varies(op, dtype)
+
+
+@contextlib.contextmanager
+def untuned() -> Iterator[None]:
+    """Whatever tables there are, ``auto`` goes by ``_AUTO`` inside: what is tuned is measured so."""
+    global _tables
+    before, _tables = _tables, False
+    forget()
+    try:
+        yield
+    finally:
+        _tables = before
+        forget()
+
+
+def forget() -> None:
+    """Have the tables read anew, by the next call of each op."""
+    for cache in (tuned.table, _varies, _picked, _short_way):
+        cache.cache_clear()
 
 
 @functools.cache
@@ -209,14 +277,24 @@ def short_way(op: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, A
 
 @functools.cache
 def _short_way(op: str, forced: str, kind: str, index: int | None, dtype: torch.dtype) -> tuple[Any, Any]:
-    parts = ("conv2d", "max_pool2d") if op == "conv2d_max_pool2d" else (op,)  # one library for both
-    picked = {_picked(part, forced, kind, index, dtype)[0] for part in parts}
-    backend = picked.pop() if len(picked) == 1 else ""
-    if backend not in ("cpu", "cuda") or (kind == "cuda" and CHECK):
+    by_shape = _varies(op, forced, kind, index, dtype)
+    if by_shape:
+        backend = "cpu" if kind == "cpu" else "cuda"
+    else:
+        backend = _picked(op, forced, kind, index, dtype)[0]
+    if backend not in ("cpu", "cuda") or (kind == "cuda" and CHECK) or _missing(backend, kind, index):
         return None, None
     from . import native
 
-    return native.call(op), native.library(backend)[0]
+    call, library = native.call(op), native.library(backend)[0]
+    if not by_shape:
+        return call, library
+
+    def where_it_is_best(library: Any, *args: Any) -> Any:
+        shape = tuned.classify(op, *args)
+        return call(library, *args) if _picked(op, forced, kind, index, dtype, shape)[0] == backend else None
+
+    return where_it_is_best, library
 
 
 def why_not(backend: str, device: torch.device) -> str | None:

@@ -201,6 +201,15 @@ def bench(
     listing: Annotated[
         bool, typer.Option("--list", help="Measure nothing: name the cases and the peers.")
     ] = False,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Measure the backends and have `auto` go by what was fastest.")
+    ] = False,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="With --tune: measure nothing, take this file of results.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="With --tune: the table's file instead of the device's own.")
+    ] = None,
 ) -> None:
     """Time every op against PyTorch and others on this machine; each result is checked before it is timed.
 
@@ -208,6 +217,11 @@ def bench(
     them got slower beyond noise.
     """
     device = _device(device)
+    named = {"--case": case, "--direction": direction, "--layout": layout, "--models": models}
+    named |= {"--only-models": only_models, "--sweep": sweep, "--goals": goals, "--peers": peers}
+    named |= {"--show": show, "--compare": compare, "--list": listing, "--html": html}
+    named |= {"--json": json_file} if source else {}
+    _check_tuning(tune, {"--from": source, "--output": output}, named)
     from . import bench as b
     from .bench import command
 
@@ -237,7 +251,7 @@ def bench(
         if peers == "all"
         else peers.split(",")
         if peers
-        else b.DEFAULT[torch.device(device).type]
+        else (command.tune.PEERS if tune else b.DEFAULT)[torch.device(device).type]
     )
     _check_choice("OPS", ops, backends.OPS)
     _check_choice("--direction", direction, b.DIRECTIONS)
@@ -258,6 +272,11 @@ def bench(
         goals,
         seconds,
     )
+    if tune:
+        try:
+            raise typer.Exit(0 if command.tuning(plan, console, json_file, source, output) else 1)
+        except (OSError, b.SchemaError) as error:
+            raise typer.BadParameter(str(error), param_hint="--from" if source else "--tune") from None
     if not list(plan.jobs()):
         words = [("", ops), ("--case", case), ("--direction", direction), ("--layout", layout)]
         asked = [f"{flag} {word!r}".strip() for flag, given in words for word in given or ()]
@@ -270,6 +289,23 @@ def bench(
         b.write_page(html, [{"environment": environment(), "results": results}])
     wrong = any(r["implementation"] in b.OWN and r["status"] in ("wrong", "failed") for r in results)
     raise typer.Exit(1 if wrong else 0)
+
+
+def _check_tuning(tune: bool, needs: dict[str, object], excludes: dict[str, object]) -> None:
+    if not tune:
+        for option in (option for option, given in needs.items() if given):
+            raise typer.BadParameter("expected --tune beside it", param_hint=option)
+        return
+    given = [option for option, value in excludes.items() if value]
+    if given:
+        raise typer.BadParameter(
+            f"expected no {' and no '.join(given)} beside it: a table is made of all cases of an op",
+            param_hint="--tune",
+        )
+    if not backends.automatic():
+        raise typer.BadParameter(
+            "expected no FASTDL_BACKEND: it is to choose between the backends", param_hint="--tune"
+        )
 
 
 @app.command()

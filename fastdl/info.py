@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import __version__, backends, native
+from . import __version__, backends, native, tuned
 
 
 def environment() -> dict[str, Any]:
@@ -23,7 +23,7 @@ def environment() -> dict[str, Any]:
         "triton": _version("triton"),
         "cuda": torch.version.cuda or torch.version.hip or "none",
         "platform": platform.platform(),
-        "cpu": _cpu(),
+        "cpu": tuned.cpu_name(),
         "threads": torch.get_num_threads(),
         "gpu": properties.name if properties else "none",
         "compute_capability": f"{properties.major}.{properties.minor}" if properties else "none",
@@ -32,6 +32,7 @@ def environment() -> dict[str, Any]:
         "TRITON_INTERPRET": os.environ.get("TRITON_INTERPRET", "0"),
         "native": native.describe(),
         "backends": backends.status(),
+        "tables": _tables(),
     }
 
 
@@ -42,9 +43,13 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _cpu() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"
+def _tables() -> dict[str, str]:
+    """The table of measurements that ``auto`` goes by, per device."""
+    kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    found = {
+        kind: backends.table(kind, torch.cuda.current_device() if kind == "cuda" else None) for kind in kinds
+    }
+    return {
+        f"table ({kind})": "none: the order in fastdl.backends" if known is None else str(known.path)
+        for kind, known in found.items()
+    }

@@ -47,7 +47,8 @@ def affine_grid_sample(
     _check(input, theta, size, mode, padding_mode)
 
     empty = input.numel() == 0 or theta.numel() == 0
-    backend = backends.choose(OP, input.device, input.dtype, _unsupported(input, theta, mode), empty).backend
+    why_not = _unsupported(input, theta, mode)
+    backend = backends.choose(OP, input.device, input.dtype, why_not, empty, (input,)).backend
     # autocast's policy for grid_sampler is float32; the kernel reads any dtype, so only the output changes
     dtype = torch.float32 if autocast_dtype(input) and input.dtype != torch.float64 else input.dtype
     if backend == "reference":

@@ -67,6 +67,7 @@ def batch_norm(
         input.dtype,
         _unsupported(input, running_mean, running_var, weight, bias, training, residual),
         empty,
+        (input,),
     ).backend
     if backend == "reference":
         return reference.batch_norm(

@@ -68,7 +68,7 @@ def conv2d(
     why_not = _unsupported(input, weight, bias, stride, groups)
     if why_not is None and not empty and input.device.type == "cpu" and backends.automatic():
         why_not = _as_fast_without(input, weight, stride, before, dilation, groups)
-    backend = backends.choose(OP, input.device, input.dtype, why_not, empty).backend
+    backend = backends.choose(OP, input.device, input.dtype, why_not, empty, (input, weight)).backend
     if before != after:  # padding="same" with an even reach: torch pads one more on the far side
         input = F.pad(input, (0, after[1] - before[1], 0, after[0] - before[0]))
     if backend == "reference":

@@ -103,17 +103,18 @@ def _fused(
         return None
     if bias is not None and bias.shape != weight.shape[:1]:
         return None
-    found = {backends.serving(op, x.device, x.dtype) for op in ("conv2d", "max_pool2d")}
-    if len(found) != 1 or not found <= {"cpu", "cuda"}:
+    choice = backends.serving(OP, x.device, x.dtype, (x, weight))
+    if choice.backend not in ("cpu", "cuda"):
         return None
-    call = Call(x, weight, bias, (stride, padding, dilation, groups), (name, param), pool, *found)
+    window = (stride, padding, dilation, groups)
+    call = Call(x, weight, bias, window, (name, param), pool, choice.backend)
     out, offsets = _allocate(call)
     if out.numel() == 0 or not _library(call).conv2d_max_pool2d_covers(
         *_tensors(call, out, offsets), **_options(call)
     ):
         return None
     for op in ("conv2d", "max_pool2d"):
-        backends.choose(op, x.device, x.dtype)  # for the record
+        backends.note(choice._replace(op=op))
     if needs_grad(*tensors):
         return _Conv2dMaxPool2d.apply(*call)
     _library(call).conv2d_max_pool2d(*_tensors(call, out, None), **_options(call))

@@ -39,9 +39,8 @@ def cross_entropy(
     _check(input, target, weight, ignore_index, reduction, label_smoothing)
 
     empty = input.numel() == 0
-    backend = backends.choose(
-        OP, input.device, input.dtype, _unsupported(input, target, weight), empty
-    ).backend
+    why_not = _unsupported(input, target, weight)
+    backend = backends.choose(OP, input.device, input.dtype, why_not, empty, (input,)).backend
     if backend == "reference":
         try:
             return reference.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)

@@ -48,7 +48,7 @@ def max_pool2d(
     _check(input, kernel_size, stride, padding, dilation, ceil_mode)
 
     empty = input.numel() == 0
-    backend = backends.choose(OP, input.device, input.dtype, unsupported(input), empty).backend
+    backend = backends.choose(OP, input.device, input.dtype, unsupported(input), empty, (input,)).backend
     if backend == "reference":
         return reference.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
