@@ -119,7 +119,9 @@ def _own_file(table: dict[str, Any]) -> Path:
     facts = table["environment"]
     here = tuned.device(table["kind"], None)
     if here is None or facts.get("gpu" if table["kind"] == "cuda" else "cpu") != here[0]:
-        raise report.SchemaError("expected results of this machine's device; --output names a file for another's")
+        raise report.SchemaError(
+            "expected results of this machine's device; --output names a file for another's"
+        )
     return tuned.user_path(*here)
 
 

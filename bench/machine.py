@@ -51,14 +51,15 @@ def _best(call: Callable[[], object], device: torch.device) -> float:
     """Seconds, the best of several: what the machine can do, not what it usually does."""
     found = []
     for _ in range(7):
-        _wait(device)
+        wait(device)
         start = time.perf_counter()
         call()
-        _wait(device)
+        wait(device)
         found.append(time.perf_counter() - start)
     return min(found[2:])
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until the device has done all it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -40,6 +40,7 @@ class Row:
     goal_vs_eager: float | None = None
     goal_vs_compile: float | None = None
     peak_mb: float | None = None
+    first_ms: float | None = None  # the first call in this process, with what it compiles or loads
     error: float | None = None
 
     def plain(self) -> dict[str, Any]:

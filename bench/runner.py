@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
@@ -39,6 +40,7 @@ def measure(
             continue
         try:
             functions[name] = PEERS[name].make(case)
+            row.first_ms = first(case, functions[name], inputs, direction)
             row.error, row.note = check(case, functions[name], inputs, direction, truth)
             row.status = "wrong" if row.note else "measured"
             if row.status == "measured":
@@ -74,6 +76,17 @@ def run(case: Case, function: Function, inputs: Tensors, direction: str) -> Call
     if direction == "backward":
         return lambda: torch.autograd.grad(out, wanted, grad_out, retain_graph=True)
     return lambda: torch.autograd.grad(function(**leaves, **case.options), wanted, grad_out)
+
+
+def first(case: Case, function: Function, inputs: Tensors, direction: str) -> float:
+    """Milliseconds of a call that may have to compile first; with the forward pass of a backward one."""
+    inputs = _copies(inputs)
+    device = next(t.device for t in inputs.values() if t is not None)
+    machine.wait(device)
+    start = time.perf_counter()
+    run(case, function, inputs, direction)()
+    machine.wait(device)
+    return 1e3 * (time.perf_counter() - start)
 
 
 def results(case: Case, function: Function, inputs: Tensors, direction: str) -> list[Tensor]:

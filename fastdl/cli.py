@@ -1,4 +1,4 @@
-"""The ``fastdl`` command: info, parity, bench, demo, models, train, experiment, experiments."""
+"""The ``fastdl`` command: info, parity, bench, warm-up, demo, models, train, experiment, experiments."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -434,6 +435,49 @@ def models() -> None:
         row = (r.data, f"{r.optimizer} {r.lr:g}", str(r.epochs)) if r else ("-", "-", "-")
         table.add_row(name, f"{count:,}", *row)
     console.print(table)
+
+
+@app.command()
+def warm_up(
+    name: Annotated[str, typer.Argument(help="A network; `fastdl models` lists them.")],
+    batch: Annotated[int, typer.Option(help="Samples a call.", min=2)] = 64,
+    amp: Annotated[bool, typer.Option(help="Half precision where torch's autocast has it.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto: cuda where there is one.")] = "auto",
+) -> None:
+    """Compile what a network of the course needs, forward and backward, and say how long that took.
+
+    Triton keeps what it compiles in TRITON_CACHE_DIR (~/.triton/cache): an empty folder there shows what the
+    first run costs, another process then what it costs to load.
+    """
+    device = _device(device)
+    from . import convert, models
+    from . import warm_up as run
+
+    try:
+        model, loss = models.create(name), models.create_loss(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    parts = [t.to(device) for t in (*models.example_inputs(name), *models.example_targets(name))]
+    number = len(models.example_inputs(name))
+    parts = [_repeated(t, batch, len(parts[0])) for t in parts]
+    model, loss = (convert(module.to(device)) for module in (model, loss))
+
+    def criterion(out: object) -> torch.Tensor:
+        return loss(*(out if isinstance(out, tuple) else (out,)), *parts[number:])
+
+    for which in ("first", "second"):
+        start = time.perf_counter()
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=amp):
+            run(model, *parts[:number], loss=criterion)
+        if device != "cpu":
+            torch.cuda.synchronize()
+        console.print(f"{which} run: {time.perf_counter() - start:.3f} s")
+
+
+def _repeated(t: torch.Tensor, batch: int, number: int) -> torch.Tensor:
+    """``t`` of ``number`` samples over and over, until there are ``batch``; a square is of pairs of them."""
+    chosen = torch.arange(batch, device=t.device) % number
+    return t[chosen][:, chosen] if t.shape == (number, number) else t[chosen]
 
 
 @app.command()

@@ -21,6 +21,7 @@ ORDER = [
     "data",
     "models",
     "info",
+    "warm_up",
     "dynamo",
     "convert",
     "nn",
@@ -28,6 +29,7 @@ ORDER = [
     "ops",
     "reference",
     "backends",
+    "tuned",
     "native",
     "activations",
 ]
