@@ -131,6 +131,10 @@ setup(
     license="MIT",  # here, since setuptools before 77 does not take the expression from pyproject.toml
     packages=[*find_packages(include=["fastdl", "fastdl.*"]), "fastdl.kernels", "fastdl.bench"],
     package_dir={"fastdl.kernels": "kernels", "fastdl.bench": "bench"},
-    package_data={"fastdl": ["py.typed"], "fastdl.native": ["*.so", "build.json"]},
+    package_data={
+        "fastdl": ["py.typed"],
+        "fastdl.native": ["*.so", "build.json"],
+        "fastdl.tuned": ["*.json"],
+    },
     **native(),
 )

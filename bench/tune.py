@@ -87,7 +87,8 @@ def costs(environment: Mapping[str, Any], results: Iterable[Result]) -> dict[tup
     known = _classes(kind)
     names = {EAGER: "reference", **{name: name for name in tuned.SIMPLEST[kind]}}
     if kind == "cpu":
-        names["cpu"], names[OURS] = "", "cpu"
+        built = environment.get("backends", {}).get("cpu (cpu)", "available") == "available"
+        names["cpu"], names[OURS] = "", "cpu" if built else ""
     rows: dict[tuple[str, str, str, str], dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
     out: set[tuple[str, str, str]] = set()
     alone = {(r["op"], r["case"], r["layout"]) for r in results if r["implementation"] == "reference"}

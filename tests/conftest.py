@@ -1,10 +1,12 @@
 """Fixtures of all tests. Kernels run on the GPU where there is one, interpreted on the CPU elsewhere."""
 
+import json
+
 import pytest
 import torch
 from support import DEVICE, executable_backends
 
-from fastdl import backends
+from fastdl import backends, tuned
 
 
 def pytest_collection_modifyitems(items):
@@ -49,3 +51,28 @@ def _plain_torch_on_a_cpu(request):
         return
     with backends.use_backend("reference" if DEVICE == "cpu" else "auto"):
         yield
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where tables of measurements are looked for: the user's in `cache`, what fastdl brings in `brought`."""
+    monkeypatch.setenv("FASTDL_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(tuned, "HERE", tmp_path / "brought")
+    for name in ("cache", "brought"):
+        (tmp_path / name).mkdir()
+    backends.forget()
+    yield tmp_path
+    backends.forget()
+
+
+@pytest.fixture
+def own(folder):
+    """Puts a table (or any text) where the user's own for the CPU is looked for."""
+
+    def put(table):
+        path = tuned.user_path(*tuned.device("cpu", None))
+        path.write_text(table if isinstance(table, str) else json.dumps(table))
+        backends.forget()
+        return path
+
+    return put

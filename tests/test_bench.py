@@ -81,6 +81,7 @@ def test_figures_follow_from_the_times():
     assert ours.speedup_vs_eager == eager.median_ms / ours.median_ms
     assert ours.gb_per_s == pytest.approx(1000 / ours.median_ms / 1e6)
     assert ours.tflop_per_s == pytest.approx(2000 / ours.median_ms / 1e9)
+    assert ours.first_ms > 0 and eager.first_ms > 0
     assert ours.goal_vs_eager == 0.001 and eager.goal_vs_eager is None
 
 
