@@ -61,14 +61,14 @@ def test_nothing_changes(model, converted, training, mode):
     model.train(mode)
     hooked = []
     model.register_forward_hook(lambda module, *_: hooked.append(module))
-    model.conv.register_full_backward_hook(lambda module, *_: hooked.append(module))
+    model.norm.register_full_backward_hook(lambda module, *_: hooked.append(module))
     x, mask = torch.randn(2, 3, 8, 8), torch.ones(1)
     values, before, random = x.clone(), state(model), torch.get_rng_state()
     fastdl.warm_up(model, x, {"mask": mask}, training=training)
     assert_same(before, state(model))
     assert torch.equal(torch.get_rng_state(), random)
     assert torch.equal(x, values) and mask.item() == 1 and x._version == mask._version == 0
-    assert not model.calls and hooked and not {model, model.conv} & set(hooked)
+    assert not model.calls and hooked and not {model, model.norm} & set(hooked)
 
 
 def test_what_is_run(model, monkeypatch):
