@@ -265,7 +265,7 @@ py::object conv2d_max_pool2d(const Library& library, const Tensor& x, const Tens
   if (size[2] < 1 || size[3] < 1) return py::none();
   Conv2dMaxPool2d p = pool_params(o, x, weight, bias);
   p.out = imagined(size, format_of(x, weight), x);
-  if (!library.covers("conv2d_max_pool2d_covers", p, x)) return py::none();
+  if (!library.covers("conv2d_max_pool2d_covers", p, x)) return py::bool_(false);  // plain, but two kernels
   Tensor out;
   {
     py::gil_scoped_release release;

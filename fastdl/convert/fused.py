@@ -97,30 +97,58 @@ def conv_pool_act(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Tensor:
-    """``act(pool(conv(x)))`` with the activation before the pool: the maximum commutes with relu.
+    """``act(pool(conv(x)))``; ``pool`` None is max_pool2d of ``args`` and ``kwargs``.
 
-    Values, NaN and gradients are the same: a window without a positive value gets no gradient either way.
-    Where no kernel of ours takes the activation into the convolution, the smaller pooled image is the better
-    place for it. ``pool`` None is max_pool2d of ``args`` and ``kwargs``.
+    Where a kernel takes the activation into the convolution relu goes before the pool: the maximum commutes
+    with it. Values, NaN and gradients are the same: a window without a positive value gets no gradient either
+    way. Where none does, the smaller pooled image is the better place for it.
     """
     spec = _activation(act)
+    if (out := _conv_max_pool(conv, spec, x, pool, args, kwargs)) is not None:
+        return out
     commutes = pool is None or (bare(pool, POOLS) and not pool.return_indices)
     commutes = commutes and backends.serves("conv2d", x.device, x.dtype)
-    window = plain_pool(pool, args, kwargs)
-    if (
-        spec is not None
-        and commutes
-        and window is not None
-        and bare(conv, CONVS)
-        and conv.padding_mode == "zeros"
-    ):
-        options = {"activation": spec[0], "activation_param": spec[1]}
-        options |= {"pool_kernel_size": window[0], "pool_stride": window[1]}
-        own = conv.stride, conv.padding, conv.dilation, conv.groups
-        return functional.conv2d_max_pool2d(x, conv.weight, conv.bias, *own, **options)
     if spec is not None and spec[0] == "relu" and commutes and bare(conv, CONVS):
         return _pool(pool, fast.conv2d_forward(conv, x, *spec), args, kwargs)
     return activate(act, _pool(pool, conv(x), args, kwargs))
+
+
+def conv_act_pool(
+    conv: nn.Module,
+    act: nn.Module | Act,
+    x: Tensor,
+    pool: nn.Module | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """``pool(act(conv(x)))``: relu commutes with the maximum, and nothing else is served as one."""
+    spec = _activation(act)
+    out = None
+    if spec is not None and spec[0] == "relu":
+        out = _conv_max_pool(conv, spec, x, pool, args, kwargs)
+    return _pool(pool, conv_act(conv, act, x), args, kwargs) if out is None else out
+
+
+def _conv_max_pool(
+    conv: nn.Module,
+    spec: Act | None,
+    x: Tensor,
+    pool: nn.Module | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Tensor | None:
+    """All three by one function, or None where that is not for them."""
+    window = plain_pool(pool, args, kwargs)
+    if spec is None or window is None or (pool is not None and not bare(pool, POOLS)):
+        return None
+    if not bare(conv, CONVS) or conv.padding_mode != "zeros":
+        return None
+    if not backends.serves("conv2d", x.device, x.dtype):
+        return None
+    options = {"activation": spec[0], "activation_param": spec[1]}
+    options |= {"pool_kernel_size": window[0], "pool_stride": window[1]}
+    own = conv.stride, conv.padding, conv.dilation, conv.groups
+    return functional.conv2d_max_pool2d(x, conv.weight, conv.bias, *own, **options)
 
 
 def function_act(name: str, act: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -192,8 +220,8 @@ def plain_pool(
         names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
         given = dict(zip(names, args, strict=False)) | kwargs
     else:
-        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-        given = {name: getattr(pool, name) for name in names}
+        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+        given = {name: getattr(pool, name, None) for name in names}
     plain = all(not given.get(name) for name in ("padding", "ceil_mode", "return_indices"))
     if not plain or given.get("dilation", 1) != 1 or "kernel_size" not in given:
         return None

@@ -2,6 +2,7 @@
 
     conv -> act                      fused.conv_act
     conv -> max_pool -> relu         fused.conv_pool_act
+    conv -> relu -> max_pool         fused.conv_act_pool
     batch_norm -> act                fused.norm_act
     batch_norm -> add (-> act)       fused.norm_add_act
     affine_grid -> grid_sample       fused.affine_grid_sample
@@ -56,7 +57,7 @@ class _Rewriter(Reader):
             elif self.child(node, (nn.Identity,)) and len(node.args) == 1:
                 self._leave_out(node)
         # A sequence is found at its last node, and only nodes before that one go.
-        for fuse in (self._activation, self._addition, self._sampling, self._loss):
+        for fuse in (self._activation, self._pool, self._addition, self._sampling, self._loss):
             for node in list(self.graph.nodes):
                 fuse(node)
         return [call for node in self.graph.nodes if (call := self._describe(node)) is not None]
@@ -115,6 +116,29 @@ class _Rewriter(Reader):
                 target = fused.conv_act if kind == "conv" else fused.norm_act
             new = self.graph.create_node("call_function", target, tuple(args), {})
         self._replace([act, pool, first], new, call)
+
+    def _pool(self, pool: fx.Node) -> None:
+        """conv -> relu, one call by now, -> max_pool; no other activation commutes with the maximum."""
+        if self.kind_of(pool) != "pool" or not only_user(pool.args[0]):
+            return
+        conv = pool.args[0]
+        if conv.target is not fused.conv_act or not self._is_relu(conv.args[1]):
+            return
+        step, before = self.step_of(pool), self.calls[conv]
+        child = self.child(pool, fused.POOLS)
+        if fused.plain_pool(child, pool.args[1:], dict(pool.kwargs)) is None:
+            return
+        with self.graph.inserting_before(conv):
+            module = None if child is None else self._module(pool)
+            args = (*conv.args, module, pool.args[1:], dict(pool.kwargs))
+            new = self.graph.create_node("call_function", fused.conv_act_pool, args, {})
+        targets = (*before.children, *_targets([pool]))
+        self._replace([pool, conv], new, Call(f"{before.text} + {step.text}", "conv2d", targets, True))
+
+    def _is_relu(self, act: fx.Node | fused.Act) -> bool:
+        if isinstance(act, tuple):
+            return act[0] == "relu"
+        return isinstance(self.module.get_submodule(act.target), nn.ReLU)
 
     def _saved_by(self, act: fx.Node, step: Step) -> str:
         """What torch's own activation saves for backward."""

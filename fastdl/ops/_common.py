@@ -43,8 +43,10 @@ def register(
     return getattr(torch.ops.fastdl, name).default
 
 
-def short_way(op: str, input: Any, *args: Any) -> Tensor | None:
+def short_way(op: str, input: Any, *args: Any) -> Any:
     """The result of a plain call, served whole in C++ (csrc/calls.cpp); None where Python must go on.
+
+    False, of conv2d_max_pool2d alone: a plain call that no kernel has whole.
 
     Which is wherever a Triton kernel or the reference serves, something looks at the call, or it is not
     plain: the long way then finds out what is the matter.

@@ -48,8 +48,9 @@ def conv2d_max_pool2d(
     pool = pool, (pool if pool_stride is None else pair(OP, "pool_stride", pool_stride))
     args = (weight, bias, stride, padding, dilation, groups, name, param)
     fused = short_way(OP, input, *args, *pool)
-    fused = _fused(input, *args, pool) if fused is None else fused
-    if fused is not None:
+    if fused is None:
+        fused = _fused(input, *args, pool)
+    if isinstance(fused, Tensor):
         return fused
     early = name == "relu"  # commutes with the maximum, and the convolution has it for nothing
     act = (name, None) if early else (None, None)

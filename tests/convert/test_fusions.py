@@ -240,6 +240,9 @@ POOLS = {
     "modules": lambda self, x: self.relu(self.pool(self.conv(x))),
     "mixed": lambda self, x: self.pool(self.conv(x)).relu(),
     "functions": lambda self, x: F.relu(F.max_pool2d(F.conv2d(x, self.conv.weight), 2)),
+    "pool(relu(conv))": lambda self, x: F.max_pool2d(F.relu(self.conv(x)), 2),
+    "pool last, modules": lambda self, x: self.pool(self.relu(self.conv(x))),
+    "pool last, mixed": lambda self, x: F.max_pool2d(self.conv(x).relu_(), kernel_size=(2, 2), stride=2),
 }
 
 
@@ -248,14 +251,17 @@ def test_pools(name):
     assert len(fused(both(POOLS[name]))) == 1
 
 
-def test_an_activation_put_in_later_does_not_pass_the_pool():
-    """Two inputs whose sigmoids round to the same number: only the larger one has a gradient."""
-    model = convert(nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.MaxPool2d(2), nn.ReLU()))
+@pytest.mark.parametrize("last", ["relu", "pool"])
+def test_an_activation_put_in_later_does_not_pass_the_pool(last):
+    """Two inputs whose sigmoids round to the same number: which has the gradient depends on the order."""
+    conv, pool, relu = nn.Conv2d(1, 1, 1, bias=False), nn.MaxPool2d(2), nn.ReLU()
+    model = nn.Sequential(conv, *((pool, relu) if last == "relu" else (relu, pool)))
+    model = convert(model)
     nn.init.ones_(model[0].weight)
-    model[2] = nn.Sigmoid()
+    model[2 if last == "relu" else 1] = nn.Sigmoid()
     x = torch.tensor([[[[10.0, 10.000001], [0.0, 0.0]]]]).requires_grad_()
     model(x).backward()
-    assert x.grad.flatten().nonzero().item() == 1
+    assert x.grad.flatten().nonzero().item() == (1 if last == "relu" else 0)
 
 
 def test_a_pool_that_a_relu_cannot_pass():
@@ -263,11 +269,19 @@ def test_a_pool_that_a_relu_cannot_pass():
     assert fused(model) == []
     model = both(lambda self, x: F.max_pool2d(self.conv(x), 2, return_indices=True)[0].relu())
     assert fused(model) == []
+    model = both(lambda self, x: F.max_pool2d(torch.sigmoid(self.conv(x)), 2))
+    assert fused(model) == ["conv + sigmoid"]
+    model = both(lambda self, x: F.max_pool2d(F.relu(self.conv(x)), 3, padding=1))
+    assert fused(model) == ["conv + relu"]
+    model = both(lambda self, x: (y := F.relu(self.conv(x))).mean() + F.max_pool2d(y, 2))
+    assert fused(model) == ["conv + relu"]
 
 
-def test_relu_before_the_pool_is_exact():
+@pytest.mark.parametrize("last", ["relu", "pool"])
+def test_relu_before_the_pool_is_exact(last):
     """Ties, windows without a positive value, zeros of both signs and NaN."""
-    written = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.MaxPool2d(2), nn.ReLU())
+    conv, pool, relu = nn.Conv2d(1, 1, 1, bias=False), nn.MaxPool2d(2), nn.ReLU()
+    written = nn.Sequential(conv, *((pool, relu) if last == "relu" else (relu, pool)))
     nn.init.ones_(written[0].weight)
     model = convert(copy.deepcopy(written))
     values = torch.tensor([0.0, -0.0, 1.0, -1.0, float("nan"), float("inf"), -float("inf")])
