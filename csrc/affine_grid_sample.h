@@ -2,11 +2,9 @@
 #pragma once
 
 #include "library.h"
+#include "sampling.h"
 
 namespace fastdl {
-
-enum class Interpolation : int32_t { kBilinear, kNearest };
-enum class PaddingMode : int32_t { kZeros, kBorder, kReflection };
 
 struct AffineGridSampleForward {
   Tensor input;  // [N or 1, C, IH, IW] float, any strides

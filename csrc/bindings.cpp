@@ -97,6 +97,27 @@ void affine_grid_sample_backward(const Library& library, const at::Tensor& grad_
   library.run("affine_grid_sample_backward", p, input);
 }
 
+void tps_grid_sample_forward(const Library& library, const at::Tensor& input, const at::Tensor& theta,
+                             const at::Tensor& control_points, const at::Tensor& out, const std::string& mode,
+                             const std::string& padding_mode, bool align_corners) {
+  TPSGridSampleForward p{view(input),   view(theta),
+                         view(control_points), view(out),
+                         mode_of(mode), padding_mode_of(padding_mode), align_corners};
+  py::gil_scoped_release release;
+  library.run("tps_grid_sample_forward", p, input);
+}
+
+void tps_grid_sample_backward(const Library& library, const at::Tensor& grad_out, const at::Tensor& input,
+                              const at::Tensor& theta, const at::Tensor& control_points,
+                              const Optional& grad_input, const Optional& grad_theta, const std::string& mode,
+                              const std::string& padding_mode, bool align_corners) {
+  TPSGridSampleBackward p{view(grad_out),       view(input),      view(theta),
+                          view(control_points), view(grad_input), view(grad_theta),
+                          mode_of(mode),        padding_mode_of(padding_mode), align_corners};
+  py::gil_scoped_release release;
+  library.run("tps_grid_sample_backward", p, input);
+}
+
 Conv2dForward conv2d_forward_params(const at::Tensor& x, const at::Tensor& weight, const Optional& bias,
                                     const at::Tensor& out, Pair stride, Pair padding, Pair dilation,
                                     int64_t groups, const std::string& activation, double activation_param) {
@@ -216,6 +237,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def("affine_grid_sample_backward", &affine_grid_sample_backward, py::arg("grad_out"), py::arg("input"),
            py::arg("theta"), py::arg("grad_input"), py::arg("grad_theta"), kw, py::arg("mode"),
            py::arg("padding_mode"), py::arg("align_corners"))
+      .def("tps_grid_sample_forward", &tps_grid_sample_forward, py::arg("input"), py::arg("theta"),
+           py::arg("control_points"), py::arg("out"), kw, py::arg("mode"), py::arg("padding_mode"),
+           py::arg("align_corners"))
+      .def("tps_grid_sample_backward", &tps_grid_sample_backward, py::arg("grad_out"), py::arg("input"),
+           py::arg("theta"), py::arg("control_points"), py::arg("grad_input"), py::arg("grad_theta"), kw,
+           py::arg("mode"), py::arg("padding_mode"), py::arg("align_corners"))
       .def("conv2d_forward", Forward::run("conv2d_forward"), py::arg("x"), py::arg("weight"), py::arg("bias"),
            py::arg("out"), kw, py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"),
            py::arg("activation"), py::arg("activation_param"))

@@ -23,6 +23,7 @@
 #include "cross_entropy.h"
 #include "library.h"
 #include "max_pool2d.h"
+#include "tps_grid_sample.h"
 
 namespace py = pybind11;
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from . import tuned
 
-OPS = ("conv2d", "batch_norm", "cross_entropy", "max_pool2d", "affine_grid_sample")
+OPS = ("conv2d", "batch_norm", "cross_entropy", "max_pool2d", "affine_grid_sample", "tps_grid_sample")
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 
 #: The dtypes that kernels serve; they accumulate in float32.
@@ -59,10 +59,13 @@ _AUTO: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
             ("cuda", f"1 byte saved per output against 8 ({_COMPUTED})"),
             ("triton", f"1 byte saved per output against 8 ({_COMPUTED})"),
         ),
-        "affine_grid_sample": (
-            ("cuda", f"no grid in memory, no atomics ({_COMPUTED})"),
-            ("triton", f"no grid in memory, no atomics ({_COMPUTED})"),
-        ),
+        **{
+            op: (
+                ("cuda", f"no grid in memory, no atomics ({_COMPUTED})"),
+                ("triton", f"no grid in memory, no atomics ({_COMPUTED})"),
+            )
+            for op in ("affine_grid_sample", "tps_grid_sample")
+        },
     },
 }
 
@@ -181,13 +184,13 @@ def _choose(
     return Choice(op, backend, reason)
 
 
-def _constant(function: Any) -> Any:
+def constant(function: Any) -> Any:
     """torch.compiler.assume_constant_result, without its import of all of Dynamo at import time."""
     function._dynamo_marked_constant = True
     return function
 
 
-@_constant
+@constant
 def _pick(
     op: str, forced: str, kind: str, index: int | None, dtype: torch.dtype, shape: tuned.Class | None
 ) -> tuple[str, str]:

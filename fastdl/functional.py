@@ -25,6 +25,7 @@ from .ops import conv2d as _conv2d
 from .ops import conv2d_max_pool2d as _conv2d_max_pool2d
 from .ops import cross_entropy as _cross_entropy
 from .ops import max_pool2d as _max_pool2d
+from .ops import tps_grid_sample as _tps_grid_sample
 
 __all__ = [
     "affine_grid",
@@ -35,6 +36,7 @@ __all__ = [
     "cross_entropy",
     "grid_sample",
     "max_pool2d",
+    "tps_grid_sample",
 ]
 
 #: Passed through to torch: apart, the two need the grid in memory. ``affine_grid_sample`` does not, and
@@ -406,3 +408,63 @@ def affine_grid_sample(
             affine_grid_sample, (input, theta), input, theta, size, mode, padding_mode, align_corners
         )
     return _affine_grid_sample.affine_grid_sample(input, theta, size, mode, padding_mode, align_corners)
+
+
+def tps_grid_sample(
+    input: Tensor,
+    points: Tensor,
+    size: Sequence[int],
+    control_points: Tensor | None = None,
+    mode: str = "bilinear",
+    padding_mode: str = "zeros",
+    align_corners: bool | None = None,
+) -> Tensor:
+    r"""Sample input through a thin-plate spline, the smoothest map that takes control points to given ones.
+
+    .. math:: out_{n,c}(p) = input_{n,c}(A_n (p, 1)^T + \sum_k w_{n,k} U(|p - control_k|)), \quad
+        U(r) = r^2 \log r^2
+
+    in normalised coordinates, -1 to 1 across the image, with A and w such that control point k is sampled at
+    points[n, k]. The grid is never in memory; gradients are deterministic.
+
+    Args:
+        input: ``[N, C, H, W]`` or ``[1, C, H, W]`` (one image for all splines), any strides.
+        points: ``[N, K, 2]``, x and y of where in input each control point is sampled; any floating dtype
+            whatever that of input.
+        size: of the output, ``(N, C, OH, OW)`` as for affine_grid; its C is not read.
+        control_points: ``[K, 2]``, x and y in the output, not all on one line; None: a regular square grid
+            from -1 to 1, row by row.
+        mode: "bilinear", "nearest"; "bicubic" by the reference.
+        padding_mode: what lies outside: "zeros", "border" or "reflection".
+        align_corners: whether -1 and 1 are the centres (True) or the outer edges (False) of corner pixels.
+
+    Returns:
+        ``[N, C, OH, OW]`` contiguous, in the dtype of input; float32 under autocast.
+
+    Gradients: input and points; any order that grid_sample supports; control_points through the reference.
+    If input needs none, none is computed.
+
+    Raises:
+        TypeError, ValueError, RuntimeError, NotImplementedError: as affine_grid_sample.
+        ValueError, torch.linalg.LinAlgError: on a CPU, if control points lie on one line or coincide; on a
+            GPU the output is NaN then.
+
+    Differs from torch: torch has no such function. Coordinates are computed in float32 also for points or
+    input in half precision and under autocast.
+    Source: Bookstein, 1989 (doi:10.1109/34.24792); Rocco et al., 2017 (arXiv:1703.05593).
+    """
+    if has_torch_function((input, points, control_points)):
+        return handle_torch_function(
+            tps_grid_sample,
+            (input, points, control_points),
+            input,
+            points,
+            size,
+            control_points,
+            mode,
+            padding_mode,
+            align_corners,
+        )
+    return _tps_grid_sample.tps_grid_sample(
+        input, points, size, control_points, mode, padding_mode, align_corners
+    )

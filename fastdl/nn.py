@@ -20,6 +20,7 @@ __all__ = [
     "CrossEntropyLoss",
     "MaxPool2d",
     "SpatialTransformer",
+    "TPSGridSample",
 ]
 
 
@@ -192,6 +193,44 @@ class AffineGridSample(nn.Module):
         spatial = input.shape[2:] if self.size is None else self.size
         size = (theta.shape[0], input.shape[1], *spatial)
         return F.affine_grid_sample(input, theta, size, self.mode, self.padding_mode, self.align_corners)
+
+    def extra_repr(self) -> str:
+        return (
+            f"size={self.size}, mode={self.mode!r}, padding_mode={self.padding_mode!r}, "
+            f"align_corners={self.align_corners}"
+        )
+
+
+class TPSGridSample(nn.Module):
+    """fastdl.functional.tps_grid_sample as a module.
+
+    Args:
+        size: ``(OH, OW)`` of the output; None means that of the input.
+        control_points: ``[K, 2]``; None means a regular square grid. A buffer that state_dict leaves out.
+        mode, padding_mode, align_corners: see fastdl.functional.tps_grid_sample.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int] | None = None,
+        control_points: Tensor | None = None,
+        mode: str = "bilinear",
+        padding_mode: str = "zeros",
+        align_corners: bool = False,
+    ) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("control_points", control_points, persistent=False)
+        self.mode = mode
+        self.padding_mode = padding_mode
+        self.align_corners = align_corners
+
+    def forward(self, input: Tensor, points: Tensor) -> Tensor:
+        """``input [N or 1, C, H, W]``, ``points [N, K, 2]`` to ``[N, C, OH, OW]``."""
+        spatial = input.shape[2:] if self.size is None else self.size
+        size = (points.shape[0], input.shape[1], *spatial)
+        options = (self.mode, self.padding_mode, self.align_corners)
+        return F.tps_grid_sample(input, points, size, self.control_points, *options)
 
     def extra_repr(self) -> str:
         return (

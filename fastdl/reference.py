@@ -89,14 +89,63 @@ def affine_grid_sample(
     align_corners: bool,
 ) -> Tensor:
     """grid_sample(input, affine_grid(theta, size)), coordinates in float32 or better."""
-    if input.shape[0] == 1 and theta.shape[0] != 1:
-        input = input.expand(theta.shape[0], *input.shape[1:])
-    # grid_sample wants one dtype for both, and a grid in half precision would be off by whole pixels
+    # a grid in half precision would be off by whole pixels
     dtype = torch.promote_types(torch.promote_types(input.dtype, theta.dtype), torch.float32)
     with no_autocast(input):  # for the same reason
         grid = F.affine_grid(theta.to(dtype), list(size), align_corners)
-        out = F.grid_sample(input.to(dtype), grid, mode, padding_mode, align_corners)
-    return out.to(input.dtype)
+        return _sample(input, grid, mode, padding_mode, align_corners)
+
+
+def tps_grid_sample(
+    input: Tensor,
+    theta: Tensor,
+    control_points: Tensor,
+    size: tuple[int, ...] | list[int],
+    mode: str,
+    padding_mode: str,
+    align_corners: bool,
+) -> Tensor:
+    """grid_sample(input, grid), the grid from a thin-plate spline's coefficients ``theta [N, 2, 3 + K]``.
+
+    The first three belong to (x, y, 1), the others each to U of the distance from its control point.
+    """
+    identity = torch.eye(2, 3, dtype=theta.dtype, device=theta.device).unsqueeze(0)
+    with no_autocast(input):
+        pixels = F.affine_grid(identity, [1, 1, *size[2:]], align_corners).view(-1, 2)
+        rows = _tps_rows(pixels, control_points)
+        grid = torch.matmul(rows, theta.transpose(1, 2)).view(-1, *size[2:], 2)
+        return _sample(input, grid, mode, padding_mode, align_corners)
+
+
+def tps_system(control_points: Tensor) -> Tensor:
+    """``[K, 3 + K]`` in float64: from where the control points ``[K, 2]`` go to the spline's coefficients.
+
+    The spline is affine(p) + sum_k w_k U(|p - c_k|), U(r) = r^2 log r^2, through all points and with the w
+    orthogonal to the affine maps: the coefficients solve one linear system. Where it has no solution, that is
+    torch.linalg.LinAlgError on a CPU and NaN on a GPU.
+    """
+    controls = control_points.double()
+    count = len(controls)
+    rows = _tps_rows(controls, controls)
+    affine = torch.cat([rows[:, :3].t(), rows.new_zeros(3, 3)], 1)
+    system = torch.cat([torch.cat([rows[:, 3:], rows[:, :3]], 1), affine])
+    inverse, _ = torch.linalg.inv_ex(system, check_errors=controls.device.type == "cpu")
+    return torch.cat([inverse[count:], inverse[:count]])[:, :count].t()
+
+
+def _tps_rows(points: Tensor, control_points: Tensor) -> Tensor:
+    """``[P, 3 + K]``: x, y, 1 and U(|p - c_k|) of ``points [P, 2]``."""
+    square = (points.unsqueeze(1) - control_points).square().sum(2)
+    # the logarithm of 1 at a control point: value and gradient are 0 there
+    u = square * torch.where(square == 0, 1.0, square).log()
+    return torch.cat([points, torch.ones_like(points[:, :1]), u], 1)
+
+
+def _sample(input: Tensor, grid: Tensor, mode: str, padding_mode: str, align_corners: bool) -> Tensor:
+    """grid_sample in the grid's dtype, for it wants one dtype for both; one image may serve all grids."""
+    if input.shape[0] == 1 and grid.shape[0] != 1:
+        input = input.expand(grid.shape[0], *input.shape[1:])
+    return F.grid_sample(input.to(grid.dtype), grid, mode, padding_mode, align_corners).to(input.dtype)
 
 
 def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[None]:

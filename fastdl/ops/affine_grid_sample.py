@@ -12,21 +12,18 @@ import torch
 from torch import Tensor
 
 from .. import backends, reference
+from . import _sampling
 from ._common import (
-    autocast_dtype,
     check_tensors,
     complaint,
     differentiate,
     needs_grad,
     register,
     short_way,
-    unsupported,
     wanted,
 )
 
 OP = "affine_grid_sample"
-MODES = ("bilinear", "nearest", "bicubic")
-PADDING_MODES = ("zeros", "border", "reflection")
 
 
 def affine_grid_sample(
@@ -49,8 +46,7 @@ def affine_grid_sample(
     empty = input.numel() == 0 or theta.numel() == 0
     why_not = _unsupported(input, theta, mode)
     backend = backends.choose(OP, input.device, input.dtype, why_not, empty, (input,)).backend
-    # autocast's policy for grid_sampler is float32; the kernel reads any dtype, so only the output changes
-    dtype = torch.float32 if autocast_dtype(input) and input.dtype != torch.float64 else input.dtype
+    dtype = _sampling.output_dtype(input)
     if backend == "reference":
         return reference.affine_grid_sample(input.to(dtype), theta, size, mode, padding_mode, align_corners)
 
@@ -59,12 +55,7 @@ def affine_grid_sample(
 
 
 def _check(input: Tensor, theta: Tensor, size: Any, mode: str, padding_mode: str) -> None:
-    if mode not in MODES:
-        raise ValueError(complaint(OP, f"mode to be one of {', '.join(MODES)}", repr(mode)))
-    if padding_mode not in PADDING_MODES:
-        raise ValueError(
-            complaint(OP, f"padding_mode to be one of {', '.join(PADDING_MODES)}", repr(padding_mode))
-        )
+    _sampling.check_modes(OP, mode, padding_mode)
     if not theta.is_floating_point():
         raise ValueError(complaint(OP, "theta of a floating-point dtype", theta.dtype))
     if not isinstance(size, (tuple, list)) or len(size) not in (4, 5):
@@ -73,25 +64,13 @@ def _check(input: Tensor, theta: Tensor, size: Any, mode: str, padding_mode: str
     if theta.dim() != 3 or theta.shape[1:] != (spatial, spatial + 1):
         expected = f"theta of shape [N, {spatial}, {spatial + 1}] for size {tuple(size)}"
         raise ValueError(complaint(OP, expected, list(theta.shape)))
-    if min(size) <= 0:
-        raise ValueError(complaint(OP, "size to be positive", tuple(size)))
-    if theta.shape[0] != size[0]:
-        raise RuntimeError(complaint(OP, f"as many theta as size says, {size[0]}", theta.shape[0]))
-    if input.dim() != len(size) or input.shape[0] not in (1, theta.shape[0]):
-        expected = f"input of {len(size)} dimensions and batch {theta.shape[0]} or 1, like theta"
-        raise RuntimeError(complaint(OP, expected, list(input.shape)))
-    if any(extent == 0 for extent in input.shape[2:]):
-        raise RuntimeError(complaint(OP, "input with a non-empty image", list(input.shape)))
+    _sampling.check_sizes(OP, input, "theta", theta.shape[0], size)
 
 
 def _unsupported(input: Tensor, theta: Tensor, mode: str) -> str | None:
-    if input.dim() != 4:
-        return "volumes have no kernel"
-    if mode == "bicubic":
-        return "mode 'bicubic' has no kernel"
     if theta.dtype not in backends.KERNEL_DTYPES:
         return f"theta in {str(theta.dtype).removeprefix('torch.')} has no kernel"
-    return unsupported(input, theta)
+    return _sampling.unsupported(mode, input, theta)
 
 
 class Forward(NamedTuple):

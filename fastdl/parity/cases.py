@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops.tps_grid_sample import regular_points
+
 Draw = Callable[[torch.Generator], Tensor]
 
 
@@ -277,10 +279,61 @@ def _affine_grid_sample() -> list[Case]:
     ]  # fmt: skip
 
 
+def _tps_grid_sample() -> list[Case]:
+    def case(
+        name: str,
+        x: tuple[int, ...],
+        why: str,
+        batch: int = 2,
+        side: int = 3,
+        scale: float = 1.0,
+        bend: float = 0.2,
+        size: tuple[int, int] | None = None,
+        grads: tuple[str, ...] = ("input", "points"),
+        controls: Draw | None = None,
+        **options: Any,
+    ) -> Case:
+        # a regular grid, turned a little, scaled, and every point moved at random
+        def points(generator: torch.Generator) -> Tensor:
+            line = torch.linspace(-scale, scale, side)
+            y, x = torch.meshgrid(line, line, indexing="ij")
+            grid = torch.stack([0.9 * x - 0.3 * y + 0.07, 0.35 * x + 0.85 * y - 0.11], 2).view(-1, 2)
+            return grid + bend * torch.randn(batch, side * side, 2, generator=generator)
+
+        options["size"] = (batch, x[1], *(size or x[2:]))
+        inputs = {"input": randn(*x), "points": points}
+        if controls is not None:
+            inputs["control_points"] = controls
+        keep = ("points", "control_points")
+        return Case("tps_grid_sample", name, inputs, options, grads, keep=keep, why=why)
+
+    return [
+        case("3x3 points", (2, 3, 10, 12), "the usual warp"),
+        case("3x3 points, align_corners", (2, 3, 10, 12), "", align_corners=True),
+        case("2x2 points", (2, 2, 9, 9), "few control points", side=2),
+        case("5x5 points", (1, 2, 9, 11), "more of them than a vector has lanes", batch=1, side=5, bend=0.05),
+        case("points of one's own", (2, 2, 9, 10), "not a square grid, not regular",
+             controls=lambda g: regular_points(9).float() + 0.3 * torch.rand(9, 2, generator=g)),
+        case("strong bend", (2, 2, 9, 9), "folds: an input pixel is sampled from several places", bend=0.6),
+        case("zoom in", (2, 1, 9, 9), "many outputs per input pixel", scale=0.3, bend=0.05),
+        case("zoom out", (2, 2, 12, 12), "most samples outside", scale=3.0),
+        case("border", (2, 2, 8, 9), "", scale=1.5, padding_mode="border"),
+        case("reflection", (2, 2, 8, 9), "", scale=1.8, padding_mode="reflection"),
+        case("reflection, align_corners", (2, 2, 8, 9), "", scale=1.8, padding_mode="reflection",
+             align_corners=True),
+        case("nearest", (2, 3, 9, 9), "", grads=("input",), mode="nearest"),
+        case("one image, three splines", (1, 2, 9, 9), "broadcast", batch=3),
+        case("larger output", (2, 2, 6, 6), "size of its own", size=(11, 9)),
+        case("many channels", (1, 40, 6, 6), "channels beyond one block", batch=1),
+        case("many tiles", (1, 2, 40, 37), "several blocks of pixels", batch=1),
+    ]  # fmt: skip
+
+
 CASES: tuple[Case, ...] = (
     *_conv2d(),
     *_batch_norm(),
     *_cross_entropy(),
     *_max_pool2d(),
     *_affine_grid_sample(),
+    *_tps_grid_sample(),
 )
