@@ -25,7 +25,7 @@ CSRC = Path(__file__).resolve().parent
 CACHE = CSRC.parent / "build" / "nvcc"
 
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
-OPS = ("conv2d", "batch_norm", "cross_entropy", "max_pool2d", "affine_grid_sample")
+OPS = ("conv2d", "batch_norm", "cross_entropy", "max_pool2d", "affine_grid_sample", "tps_grid_sample")
 
 #: Static shared memory of one block; more of it does not compile. Registers of one thread.
 SHARED_LIMIT, REGISTER_LIMIT = 48 << 10, 255

@@ -1,6 +1,7 @@
 // affine_grid_sample, forward: a thread samples one pixel of a group of channels, which share offsets and
 // weights.
 #include "affine_grid_sample_map.cuh"
+#include "sampling_channels.cuh"
 
 namespace fastdl::affine {
 namespace {
@@ -9,8 +10,7 @@ struct Params {
   Geometry geometry;
   Thetas theta;
   Tiling tiling;
-  const void* input;
-  int64_t input_stride[4];  // that of the batch 0 where one image serves all samples
+  View input;
   void* out;                // [N, C, OH, OW] contiguous
   int64_t channels, group, groups, blocks;
 };
@@ -28,29 +28,8 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const Params p) {
     if (!pixel_of(p.tiling, tile, h, w)) continue;
     const Theta theta = load_theta(p.theta, n);
     const Cell cell = locate(g, theta, centre(g.x, w, g.align), centre(g.y, h, g.align));
-    const Taps taps = taps_of(cell, g, p.input_stride[2], p.input_stride[3]);
-    const T* image = static_cast<const T*>(p.input) + n * p.input_stride[0] + first * p.input_stride[1];
     Out* out = static_cast<Out*>(p.out) + (n * p.channels + first) * plane + int64_t{h} * p.tiling.width + w;
-    if (g.nearest) {
-      for (int64_t c = first; c < end; c += kLanes, image += kLanes * p.input_stride[1]) {
-        const Vec<float, kLanes> value = load_tap<kLanes>(image, taps, 0);
-#pragma unroll
-        for (int i = 0; i < kLanes; ++i, out += plane) *out = from_float<Out>(value[i]);
-      }
-      continue;
-    }
-    const float w00 = weight_of(cell, 0), w01 = weight_of(cell, 1), w10 = weight_of(cell, 2),
-                w11 = weight_of(cell, 3);
-#pragma unroll(kLanes == 1 ? 4 : 1)
-    for (int64_t c = first; c < end; c += kLanes, image += kLanes * p.input_stride[1]) {
-      const Vec<float, kLanes> v00 = load_tap<kLanes>(image, taps, 0), v01 = load_tap<kLanes>(image, taps, 1);
-      const Vec<float, kLanes> v10 = load_tap<kLanes>(image, taps, 2), v11 = load_tap<kLanes>(image, taps, 3);
-#pragma unroll
-      for (int i = 0; i < kLanes; ++i, out += plane) {
-        const float upper = __fmaf_rn(v01[i], w01, v00[i] * w00);
-        *out = from_float<Out>(__fmaf_rn(v11[i], w11, __fmaf_rn(v10[i], w10, upper)));
-      }
-    }
+    sample_channels<kLanes>(g, cell, element<T>(p.input, n, first), p.input.stride, end - first, out, plane);
   }
 }
 
@@ -63,8 +42,7 @@ const char* launch_sample(const AffineGridSampleForward& call, Context* context)
   p.geometry = make_geometry(input, call.out, call.mode, call.padding_mode, call.align_corners);
   p.theta = thetas_of(call.theta);
   p.tiling = make_tiling(call.out.size[3], call.out.size[2]);
-  p.input = input.data;
-  for (int i = 0; i < 4; ++i) p.input_stride[i] = i == 0 && input.size[0] == 1 ? 0 : input.stride[i];
+  p.input = view_of(input, true);
   p.out = call.out.data;
   p.channels = call.out.size[1];
   const int64_t n = call.out.size[0];
@@ -73,8 +51,7 @@ const char* launch_sample(const AffineGridSampleForward& call, Context* context)
   p.groups = ceil_div(p.channels, p.group);
   p.blocks = n * p.groups * p.tiling.count;
   const auto kernel = wide ? sample_kernel<T, Out, kLanes> : sample_kernel<T, Out, 1>;
-  const unsigned grid = static_cast<unsigned>(p.blocks < kMaxGridX ? p.blocks : kMaxGridX);
-  return describe(launch(kernel, dim3(grid), dim3(kThreads), 0, stream_of(context), p));
+  return describe(launch(kernel, grid_of(p.blocks), dim3(kThreads), 0, stream_of(context), p));
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 // the lanes of its warp share them. Where one image serves many samples these are summed in groups, and then
 // the groups.
 #include "affine_grid_sample_search.cuh"
+#include "sampling_gather.cuh"
 
 namespace fastdl::affine {
 namespace {
@@ -16,25 +17,10 @@ struct Params {
   Geometry geometry;
   Thetas theta;
   Tiling tiling;  // of the input
-  const void* grad_out;
-  int64_t grad_stride[4];
+  View grad_out;
   void* sums;  // [images, parts, C, IH, IW]: grad_input, or partial sums of floats
   int64_t images, samples, parts, channels,
       groups;  // samples of an image, parts of these, groups of channels
-};
-
-template <int kChannels>
-struct Total {
-  float v[kChannels];
-};
-
-struct AddTotals {
-  template <class V>
-  __device__ __forceinline__ V operator()(V a, const V& b) const {
-#pragma unroll
-    for (int i = 0; i < static_cast<int>(sizeof(a.v) / sizeof(float)); ++i) a.v[i] += b.v[i];
-    return a;
-  }
 };
 
 template <class Grad, int kChannels>
@@ -42,10 +28,7 @@ __device__ __forceinline__ void add_row(const Params& p, const Search& s, const 
                                         int px, const Interval& x, const Interval& y, int h,
                                         Total<kChannels>& total) {
   search_row(s, p.geometry, py, px, x, y, h, [&](int row, int w, float weight) {
-    const Grad* g = grad + row * p.grad_stride[2] + w * p.grad_stride[3];
-#pragma unroll
-    for (int i = 0; i < kChannels; ++i)
-      if (i < real) total.v[i] = __fmaf_rn(weight, to_float(g[i * p.grad_stride[1]]), total.v[i]);
+    add_channels(grad + row * p.grad_out.stride[2] + w * p.grad_out.stride[3], p.grad_out.stride[1], real, weight, total);
   });
 }
 
@@ -67,8 +50,7 @@ __global__ void __launch_bounds__(kThreads, 2) gather_kernel(const Params p) {
     for (int64_t sample = p.samples * part / p.parts; sample < end; ++sample) {
       const int64_t n = image * p.samples + sample;
       const Search s = search_of(load_theta(p.theta, n), g);
-      const Grad* grad =
-          static_cast<const Grad*>(p.grad_out) + n * p.grad_stride[0] + first * p.grad_stride[1];
+      const Grad* grad = element<Grad>(p.grad_out, n, first);
       int rows = 0;
       if (inside)
         for_each_image(s, g, py, px, [&](const Interval&, const Interval&, Rows r) { rows += r.count(); });
@@ -99,24 +81,9 @@ __global__ void __launch_bounds__(kThreads, 2) gather_kernel(const Params p) {
     if (!inside) continue;
     Out* out = static_cast<Out*>(p.sums) + ((image * p.parts + part) * p.channels + first) * plane +
                int64_t{py} * p.tiling.width + px;
-#pragma unroll
-    for (int i = 0; i < kChannels; ++i)
-      if (i < real) out[i * plane] = from_float<Out>(total.v[i]);
+    store_channels(out, plane, real, total);
   }
 }
-
-// grad_input = sum over parts of partial [parts][count].
-template <class Out>
-__global__ void __launch_bounds__(kThreads)
-    sum_parts_kernel(const float* partial, Out* grad_input, int64_t parts, int64_t count) {
-  for (int64_t i = global_thread(); i < count; i += grid_threads()) {
-    float total = 0.0f;
-    for (int64_t part = 0; part < parts; ++part) total += partial[part * count + i];
-    grad_input[i] = from_float<Out>(total);
-  }
-}
-
-unsigned grid_of(int64_t blocks) { return static_cast<unsigned>(blocks < kMaxGridX ? blocks : kMaxGridX); }
 
 template <class Grad, class Out>
 const char* launch_gather(Params& p, int64_t channels, cudaStream_t stream) {
@@ -125,8 +92,8 @@ const char* launch_gather(Params& p, int64_t channels, cudaStream_t stream) {
   const auto kernel = lanes == 1   ? gather_kernel<Grad, Out, 1>
                       : lanes == 4 ? gather_kernel<Grad, Out, 4>
                                    : gather_kernel<Grad, Out, 8>;
-  const unsigned grid = grid_of(p.images * p.parts * p.groups * p.tiling.count);
-  return describe(launch(kernel, dim3(grid), dim3(kThreads), 0, stream, p));
+  const dim3 grid = grid_of(p.images * p.parts * p.groups * p.tiling.count);
+  return describe(launch(kernel, grid, dim3(kThreads), 0, stream, p));
 }
 
 template <class T, class Grad>
@@ -137,26 +104,20 @@ const char* run(const AffineGridSampleBackward& call, Context* context) {
   p.geometry = make_geometry(grad_input, grad_out, call.mode, call.padding_mode, call.align_corners);
   p.theta = thetas_of(call.theta);
   p.tiling = make_tiling(grad_input.size[3], grad_input.size[2]);
-  p.grad_out = grad_out.data;
-  for (int i = 0; i < 4; ++i) p.grad_stride[i] = grad_out.stride[i];
+  p.grad_out = view_of(grad_out);
   p.sums = grad_input.data;
   p.images = grad_input.size[0];
   p.samples = call.theta.size[0] / p.images;
   p.channels = grad_input.size[1];
-  const int64_t blocks = p.images * ceil_div(p.channels, 8) * p.tiling.count;
-  const int64_t wanted = ceil_div(int64_t{4} * device_properties(context->device).multiprocessors, blocks);
-  p.parts = p.samples < wanted ? p.samples : wanted;
-  if (p.parts <= 1) {
-    p.parts = 1;
-    return launch_gather<Grad, T>(p, p.channels, stream);
-  }
+  p.parts = parts_of(p.samples, p.images * ceil_div(p.channels, 8) * p.tiling.count,
+                     device_properties(context->device));
+  if (p.parts == 1) return launch_gather<Grad, T>(p, p.channels, stream);
   const int64_t count = grad_input.numel();  // more than one sample of an image: there is one image
   float* partial = static_cast<float*>(context->allocate(context, p.parts * count * 4));
   if (partial == nullptr) return "affine_grid_sample: out of memory";
   p.sums = partial;
   if (const char* error = launch_gather<Grad, float>(p, p.channels, stream)) return error;
-  return describe(launch(sum_parts_kernel<T>, dim3(grid_of(ceil_div(count, kThreads))), dim3(kThreads), 0,
-                         stream, partial, static_cast<T*>(grad_input.data), p.parts, count));
+  return sum_parts(partial, static_cast<T*>(grad_input.data), p.parts, count, stream);
 }
 
 }  // namespace

@@ -3,8 +3,9 @@
 //   grad_theta = sum over output pixels and channels of grad_out (d out / d (ix, iy)) slope scale (xn, yn, 1)
 //
 // A block sums tiles of one sample in registers, then over its threads; the last block of a sample to finish
-// adds the blocks' sums in their order. Pixels outside the input count as zeros, also in d out.
+// adds the blocks' sums in their order.
 #include "affine_grid_sample_map.cuh"
+#include "sampling_channels.cuh"
 
 namespace fastdl::affine {
 namespace {
@@ -13,10 +14,7 @@ struct Params {
   Geometry geometry;
   Thetas theta;
   Tiling tiling;
-  const void* input;
-  int64_t input_stride[4];  // that of the batch 0 where one image serves all samples
-  const void* grad_out;
-  int64_t grad_stride[4];
+  View input, grad_out;
   void* grad_theta;  // [N, 2, 3] contiguous, theta's dtype
   float* partial;    // [N, splits, 6]
   unsigned* done;    // [N], zeros
@@ -36,7 +34,6 @@ struct Add {
   }
 };
 
-// kLanes channels of the image at a time, which must be neighbours in memory unless it is 1.
 template <class T, class Grad, int kLanes>
 __device__ __forceinline__ void add_pixel(const Params& p, const Theta& theta, int64_t n, int64_t first,
                                           int h, int w, Sums& sums) {
@@ -44,24 +41,10 @@ __device__ __forceinline__ void add_pixel(const Params& p, const Theta& theta, i
   const int64_t end = first + p.group < p.channels ? first + p.group : p.channels;
   const float xn = centre(g.x, w, g.align), yn = centre(g.y, h, g.align);
   const Cell cell = locate(g, theta, xn, yn);
-  const Taps taps = taps_of(cell, g, p.input_stride[2], p.input_stride[3]);
-  const T* image = static_cast<const T*>(p.input) + n * p.input_stride[0] + first * p.input_stride[1];
-  const Grad* grad = static_cast<const Grad*>(p.grad_out) + n * p.grad_stride[0] + first * p.grad_stride[1] +
-                     h * p.grad_stride[2] + w * p.grad_stride[3];
-  float dx = 0.0f, dy = 0.0f;
-#pragma unroll(kLanes == 1 ? 4 : 1)
-  for (int64_t c = first; c < end; c += kLanes, image += kLanes * p.input_stride[1]) {
-    const Vec<float, kLanes> v00 = load_tap<kLanes>(image, taps, 0), v01 = load_tap<kLanes>(image, taps, 1);
-    const Vec<float, kLanes> v10 = load_tap<kLanes>(image, taps, 2), v11 = load_tap<kLanes>(image, taps, 3);
-#pragma unroll
-    for (int i = 0; i < kLanes; ++i, grad += p.grad_stride[1]) {
-      const float value = to_float(*grad);
-      dx += value * ((v01[i] - v00[i]) * (1.0f - cell.fy) + (v11[i] - v10[i]) * cell.fy);
-      dy += value * ((v10[i] - v00[i]) * (1.0f - cell.fx) + (v11[i] - v01[i]) * cell.fx);
-    }
-  }
-  const float gx = dx * cell.slope_x, gy = dy * cell.slope_y;
-  sums = Add()(sums, {{gx * xn, gx * yn, gx, gy * xn, gy * yn, gy}});
+  const Slope slope =
+      slope_of_channels<kLanes>(g, cell, element<T>(p.input, n, first), p.input.stride, end - first,
+                                element<Grad>(p.grad_out, n, first, h, w), p.grad_out.stride[1]);
+  sums = Add()(sums, {{slope.x * xn, slope.x * yn, slope.x, slope.y * xn, slope.y * yn, slope.y}});
 }
 
 __device__ __forceinline__ void store_theta(const Params& p, int64_t offset, float value) {
@@ -117,10 +100,8 @@ const char* launch_theta(const AffineGridSampleBackward& call, Context* context)
   p.geometry = make_geometry(input, grad_out, call.mode, call.padding_mode, call.align_corners);
   p.theta = thetas_of(call.theta);
   p.tiling = make_tiling(grad_out.size[3], grad_out.size[2]);
-  p.input = input.data;
-  for (int i = 0; i < 4; ++i) p.input_stride[i] = i == 0 && input.size[0] == 1 ? 0 : input.stride[i];
-  p.grad_out = grad_out.data;
-  for (int i = 0; i < 4; ++i) p.grad_stride[i] = grad_out.stride[i];
+  p.input = view_of(input, true);
+  p.grad_out = view_of(grad_out);
   p.grad_theta = call.grad_theta.data;
   p.n = grad_out.size[0];
   p.channels = grad_out.size[1];
@@ -141,9 +122,7 @@ const char* launch_theta(const AffineGridSampleBackward& call, Context* context)
     FASTDL_CUDA(cudaMemsetAsync(p.done, 0, static_cast<size_t>(p.n) * 4, stream));
   }
   const auto kernel = wide ? theta_kernel<T, Grad, kLanes> : theta_kernel<T, Grad, 1>;
-  const int64_t blocks = p.n * splits;
-  const unsigned grid = static_cast<unsigned>(blocks < kMaxGridX ? blocks : kMaxGridX);
-  return describe(launch(kernel, dim3(grid), dim3(kThreads), 0, stream, p));
+  return describe(launch(kernel, grid_of(p.n * splits), dim3(kThreads), 0, stream, p));
 }
 
 }  // namespace

@@ -1,0 +1,92 @@
+// tps_grid_sample: where an output pixel samples the input.
+//
+//   gx = (xn, yn, 1) . theta[n, 0, :3] + sum over k of theta[n, 0, 3 + k] U(|(xn, yn) - control_points[k]|^2)
+//   U(s) = s log s, U(0) = 0                                                          the same for gy
+//
+// Every operation is spelled out: the gradient of the input asks one kernel which pixels are sampled, and another
+// for the weights.
+#pragma once
+
+#include "../tps_grid_sample.h"
+#include "sampling.cuh"
+#include "sampling_tiles.cuh"
+
+namespace fastdl::tps {
+
+using namespace sampling;
+
+constexpr int kMostPoints = 256;
+static_assert(kMostPoints <= kThreads, "a thread loads a point");
+
+// theta [N, 2, 3 + K] and control_points [K, 2], float32 of any strides.
+struct Splines {
+  const float *theta, *points;
+  int64_t theta_stride[3], points_stride[2];
+  int count;  // K
+};
+
+inline Splines splines_of(const Tensor& theta, const Tensor& points) {
+  return {static_cast<const float*>(theta.data),
+          static_cast<const float*>(points.data),
+          {theta.stride[0], theta.stride[1], theta.stride[2]},
+          {points.stride[0], points.stride[1]},
+          static_cast<int>(points.size[0])};
+}
+
+// A control point and what it adds to gx and gy, in multiples of U.
+struct alignas(16) Knot {
+  float x, y, to_x, to_y;
+};
+
+// The spline of a sample, in shared memory.
+struct Spline {
+  Knot knots[kMostPoints];
+  float x[3], y[3];
+};
+
+// By a whole block, with barriers around.
+__device__ __forceinline__ void load_spline(const Splines& s, int64_t n, Spline* spline) {
+  const float* theta = s.theta + n * s.theta_stride[0];
+  const int k = static_cast<int>(threadIdx.x);
+  __syncthreads();
+  if (k < s.count) {
+    const float* element = theta + (k + 3) * s.theta_stride[2];
+    spline->knots[k] = {__ldg(s.points + k * s.points_stride[0]),
+                        __ldg(s.points + k * s.points_stride[0] + s.points_stride[1]), __ldg(element),
+                        __ldg(element + s.theta_stride[1])};
+  }
+  if (k < 3) {
+    spline->x[k] = __ldg(theta + k * s.theta_stride[2]);
+    spline->y[k] = __ldg(theta + s.theta_stride[1] + k * s.theta_stride[2]);
+  }
+  __syncthreads();
+}
+
+// U of the distance from a control point. __logf errs by 4e-7 near 1, as much as three roundings of U.
+__device__ __forceinline__ float kernel_of(const Knot& knot, float xn, float yn) {
+  const float dx = __fadd_rn(xn, -knot.x), dy = __fadd_rn(yn, -knot.y);
+  const float square = __fmaf_rn(dx, dx, __fmul_rn(dy, dy));
+  return __fmul_rn(square, logf(square == 0.0f ? 1.0f : square));
+}
+
+__device__ __forceinline__ Cell locate(const Geometry& g, const Spline& spline, int count, float xn, float yn) {
+  float x = 0.0f, y = 0.0f;
+#pragma unroll 4
+  for (int k = 0; k < count; ++k) {
+    const Knot knot = spline.knots[k];
+    const float u = kernel_of(knot, xn, yn);
+    x = __fmaf_rn(knot.to_x, u, x);
+    y = __fmaf_rn(knot.to_y, u, y);
+  }
+  x = __fadd_rn(x, __fmaf_rn(xn, spline.x[0], __fmaf_rn(yn, spline.x[1], spline.x[2])));
+  y = __fadd_rn(y, __fmaf_rn(xn, spline.y[0], __fmaf_rn(yn, spline.y[1], spline.y[2])));
+  return sampling::locate(g, x, y);
+}
+
+// ---- What tps_grid_sample.cu calls ----
+
+const char* sample(const TPSGridSampleForward& p, Context* context);
+const char* sum_grad_theta(const TPSGridSampleBackward& p, Context* context);
+const char* gather_grad_input(const TPSGridSampleBackward& p, Context* context);
+
+}  // namespace fastdl::tps
