@@ -11,7 +11,7 @@ struct Params {
   Thetas theta;
   Tiling tiling;
   View input;
-  void* out;                // [N, C, OH, OW] contiguous
+  void* out;  // [N, C, OH, OW] contiguous
   int64_t channels, group, groups, blocks;
 };
 
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const Params p) {
     const Theta theta = load_theta(p.theta, n);
     const Cell cell = locate(g, theta, centre(g.x, w, g.align), centre(g.y, h, g.align));
     Out* out = static_cast<Out*>(p.out) + (n * p.channels + first) * plane + int64_t{h} * p.tiling.width + w;
-    sample_channels<kLanes>(g, cell, element<T>(p.input, n, first), p.input.stride, end - first, out, plane);
+    sample_channels<kLanes>(g, cell, element<T>(p.input, n, first), p.input.stride, first, end, out, plane);
   }
 }
 

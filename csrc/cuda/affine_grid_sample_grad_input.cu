@@ -28,7 +28,8 @@ __device__ __forceinline__ void add_row(const Params& p, const Search& s, const 
                                         int px, const Interval& x, const Interval& y, int h,
                                         Total<kChannels>& total) {
   search_row(s, p.geometry, py, px, x, y, h, [&](int row, int w, float weight) {
-    add_channels(grad + row * p.grad_out.stride[2] + w * p.grad_out.stride[3], p.grad_out.stride[1], real, weight, total);
+    add_channels(grad + row * p.grad_out.stride[2] + w * p.grad_out.stride[3], p.grad_out.stride[1], real,
+                 weight, total);
   });
 }
 

@@ -42,7 +42,7 @@ __device__ __forceinline__ void add_pixel(const Params& p, const Theta& theta, i
   const float xn = centre(g.x, w, g.align), yn = centre(g.y, h, g.align);
   const Cell cell = locate(g, theta, xn, yn);
   const Slope slope =
-      slope_of_channels<kLanes>(g, cell, element<T>(p.input, n, first), p.input.stride, end - first,
+      slope_of_channels<kLanes>(g, cell, element<T>(p.input, n, first), p.input.stride, first, end,
                                 element<Grad>(p.grad_out, n, first, h, w), p.grad_out.stride[1]);
   sums = Add()(sums, {{slope.x * xn, slope.x * yn, slope.x, slope.y * xn, slope.y * yn, slope.y}});
 }

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const Params p) {
     if (!pixel_of(p.tiling, tile, h, w)) continue;
     const Cell cell = locate(g, spline, p.splines.count, centre(g.x, w, g.align), centre(g.y, h, g.align));
     Out* out = static_cast<Out*>(p.out) + (n * p.channels + first) * plane + int64_t{h} * p.tiling.width + w;
-    sample_channels<kLanes>(g, cell, element<T>(p.input, n, first), p.input.stride, end - first, out, plane);
+    sample_channels<kLanes>(g, cell, element<T>(p.input, n, first), p.input.stride, first, end, out, plane);
   }
 }
 

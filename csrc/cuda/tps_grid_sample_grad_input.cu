@@ -61,14 +61,14 @@ struct alignas(8) Sampled {
 };
 
 template <class Grad, int kChannels>
-__device__ __forceinline__ void add_pixel(const Sampled& q, const Grad* grad, int64_t stride, int real, int py, int px,
-                                          Total<kChannels>& total) {
+__device__ __forceinline__ void add_pixel(const Sampled& q, const Grad* grad, int64_t stride, int real, int py,
+                                          int px, Total<kChannels>& total) {
   const float weight = (px == q.x ? 1.0f - q.fx : q.fx) * (py == q.y ? 1.0f - q.fy : q.fy);
   add_channels(grad + q.offset, stride, real, weight, total);
 }
 
 template <class Grad, class Out, int kChannels>
-__global__ void __launch_bounds__(kThreads, 2) gather_kernel(const Params p) {
+__global__ void __launch_bounds__(kThreads, kChannels > 4 ? 2 : 3) gather_kernel(const Params p) {
   __shared__ Spline spline;
   __shared__ Sampled sampled[kThreads];
   __shared__ unsigned bits[kWords][kThreads];  // of input pixel t: which output pixels sample it
@@ -119,7 +119,8 @@ __global__ void __launch_bounds__(kThreads, 2) gather_kernel(const Params p) {
             if (count <= kManyBits) {
               for (int i = 0; i < kWords; ++i)
                 for (unsigned mine = bits[i][thread]; mine != 0; mine &= mine - 1)
-                  add_pixel(sampled[i * kWarp + __ffs(static_cast<int>(mine)) - 1], grad, stride, real, py, px, total);
+                  add_pixel(sampled[i * kWarp + __ffs(static_cast<int>(mine)) - 1], grad, stride, real, py, px,
+                            total);
             }
             for (unsigned many = __ballot_sync(kFullMask, count > kManyBits); many != 0; many &= many - 1) {
               const int owner = __ffs(static_cast<int>(many)) - 1;

@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kThreads) theta_kernel(const Params p) {
         mine.xn = centre(g.x, w, g.align), mine.yn = centre(g.y, h, g.align);
         const Cell cell = locate(g, spline, points, mine.xn, mine.yn);
         const Slope s =
-            slope_of_channels<kLanes>(g, cell, element<T>(p.input, n, first), p.input.stride, end - first,
+            slope_of_channels<kLanes>(g, cell, element<T>(p.input, n, first), p.input.stride, first, end,
                                       element<Grad>(p.grad_out, n, first, h, w), p.grad_out.stride[1]);
         mine.gx = s.x, mine.gy = s.y;
       }

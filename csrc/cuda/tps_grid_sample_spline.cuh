@@ -69,18 +69,31 @@ __device__ __forceinline__ float kernel_of(const Knot& knot, float xn, float yn)
   return __fmul_rn(square, logf(square == 0.0f ? 1.0f : square));
 }
 
+// A sum and what its roundings lost, for the terms of many control points cancel.
+struct Compensated {
+  float sum, lost;
+
+  __device__ __forceinline__ void add(float term) {
+    const float next = __fadd_rn(sum, term);
+    lost = __fadd_rn(lost, __fadd_rn(term, -__fadd_rn(next, -sum)));
+    sum = next;
+  }
+  // An infinite sum has lost NaN.
+  __device__ __forceinline__ float value() const { return lost == lost ? __fadd_rn(sum, lost) : sum; }
+};
+
 __device__ __forceinline__ Cell locate(const Geometry& g, const Spline& spline, int count, float xn, float yn) {
-  float x = 0.0f, y = 0.0f;
-#pragma unroll 4
+  Compensated x = {0.0f, 0.0f}, y = {0.0f, 0.0f};
+#pragma unroll 2
   for (int k = 0; k < count; ++k) {
     const Knot knot = spline.knots[k];
     const float u = kernel_of(knot, xn, yn);
-    x = __fmaf_rn(knot.to_x, u, x);
-    y = __fmaf_rn(knot.to_y, u, y);
+    x.add(__fmul_rn(knot.to_x, u));
+    y.add(__fmul_rn(knot.to_y, u));
   }
-  x = __fadd_rn(x, __fmaf_rn(xn, spline.x[0], __fmaf_rn(yn, spline.x[1], spline.x[2])));
-  y = __fadd_rn(y, __fmaf_rn(xn, spline.y[0], __fmaf_rn(yn, spline.y[1], spline.y[2])));
-  return sampling::locate(g, x, y);
+  const float affine_x = __fmaf_rn(xn, spline.x[0], __fmaf_rn(yn, spline.x[1], spline.x[2]));
+  const float affine_y = __fmaf_rn(xn, spline.y[0], __fmaf_rn(yn, spline.y[1], spline.y[2]));
+  return sampling::locate(g, __fadd_rn(x.value(), affine_x), __fadd_rn(y.value(), affine_y));
 }
 
 // ---- What tps_grid_sample.cu calls ----
