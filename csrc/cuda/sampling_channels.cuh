@@ -1,5 +1,5 @@
-// The ops that sample an image: what the thread of an output pixel does with the channels [first, end), kLanes
-// at a time: these must be neighbours in the image's memory unless kLanes is 1. Pointers are those of `first`.
+// The ops that sample an image: what the thread of an output pixel does with the channels [first, end), kLanes at a
+// time: these must be neighbours in the image's memory unless kLanes is 1. Pointers are those of `first`.
 #pragma once
 
 #include "sampling.cuh"
@@ -9,7 +9,8 @@ namespace fastdl::sampling {
 // out = the channels' samples, a plane apart.
 template <int kLanes, class T, class Out>
 __device__ __forceinline__ void sample_channels(const Geometry& g, const Cell& cell, const T* image,
-                                                const int64_t* stride, int64_t first, int64_t end, Out* out, int64_t plane) {
+                                                const int64_t* stride, int64_t first, int64_t end, Out* out,
+                                                int64_t plane) {
   const Taps taps = taps_of(cell, g, stride[2], stride[3]);
   if (g.nearest) {
     for (int64_t c = first; c < end; c += kLanes, image += kLanes * stride[1]) {
@@ -19,7 +20,8 @@ __device__ __forceinline__ void sample_channels(const Geometry& g, const Cell& c
     }
     return;
   }
-  const float w00 = weight_of(cell, 0), w01 = weight_of(cell, 1), w10 = weight_of(cell, 2), w11 = weight_of(cell, 3);
+  const float w00 = weight_of(cell, 0), w01 = weight_of(cell, 1), w10 = weight_of(cell, 2),
+              w11 = weight_of(cell, 3);
 #pragma unroll(kLanes == 1 ? 4 : 1)
   for (int64_t c = first; c < end; c += kLanes, image += kLanes * stride[1]) {
     const Vec<float, kLanes> v00 = load_tap<kLanes>(image, taps, 0), v01 = load_tap<kLanes>(image, taps, 1);
@@ -40,8 +42,8 @@ struct Slope {
 
 template <int kLanes, class T, class Grad>
 __device__ __forceinline__ Slope slope_of_channels(const Geometry& g, const Cell& cell, const T* image,
-                                                   const int64_t* stride, int64_t first, int64_t end, const Grad* grad,
-                                                   int64_t grad_stride) {
+                                                   const int64_t* stride, int64_t first, int64_t end,
+                                                   const Grad* grad, int64_t grad_stride) {
   const Taps taps = taps_of(cell, g, stride[2], stride[3]);
   float dx = 0.0f, dy = 0.0f;
 #pragma unroll(kLanes == 1 ? 4 : 1)

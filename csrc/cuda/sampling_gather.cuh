@@ -1,4 +1,5 @@
-// The ops that sample an image: sums over what sampled an input pixel, and over parts of a batch that shares one image.
+// The ops that sample an image: sums over what sampled an input pixel, and over parts of a batch that shares one
+// image.
 #pragma once
 
 #include "sampling_tiles.cuh"
