@@ -17,7 +17,7 @@ struct Params {
 
 // kLanes channels at a time, which must be neighbours in memory unless it is 1.
 template <class T, class Out, int kLanes>
-__global__ void __launch_bounds__(kThreads) sample_kernel(const Params p) {
+__global__ void __launch_bounds__(kThreads, kLanes == 8 ? 4 : kManyBlocks) sample_kernel(const Params p) {
   const Geometry& g = p.geometry;
   const int64_t plane = int64_t{p.tiling.width} * p.tiling.height;
   for (int64_t block = blockIdx.x; block < p.blocks; block += gridDim.x) {
@@ -28,8 +28,10 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const Params p) {
     if (!pixel_of(p.tiling, tile, h, w)) continue;
     const Theta theta = load_theta(p.theta, n);
     const Cell cell = locate(g, theta, centre(g.x, w, g.align), centre(g.y, h, g.align));
+    const Taps taps = taps_of(cell, g, p.input.stride[2], p.input.stride[3]);
+    const T* image = element<T>(p.input, n, first);
     Out* out = static_cast<Out*>(p.out) + (n * p.channels + first) * plane + int64_t{h} * p.tiling.width + w;
-    sample_channels<kLanes>(g, cell, element<T>(p.input, n, first), p.input.stride, first, end, out, plane);
+    sample_channels<kLanes>(g.nearest, cell, taps, image, p.input.stride, end - first, out, plane);
   }
 }
 

@@ -41,8 +41,9 @@ __device__ __forceinline__ void add_pixel(const Params& p, const Theta& theta, i
   const int64_t end = first + p.group < p.channels ? first + p.group : p.channels;
   const float xn = centre(g.x, w, g.align), yn = centre(g.y, h, g.align);
   const Cell cell = locate(g, theta, xn, yn);
+  const Taps taps = taps_of(cell, g, p.input.stride[2], p.input.stride[3]);
   const Slope slope =
-      slope_of_channels<kLanes>(g, cell, element<T>(p.input, n, first), p.input.stride, first, end,
+      slope_of_channels<kLanes>(cell, taps, element<T>(p.input, n, first), p.input.stride, end - first,
                                 element<Grad>(p.grad_out, n, first, h, w), p.grad_out.stride[1]);
   sums = Add()(sums, {{slope.x * xn, slope.x * yn, slope.x, slope.y * xn, slope.y * yn, slope.y}});
 }

@@ -42,10 +42,17 @@ __device__ __forceinline__ Theta load_theta(const Thetas& t, int64_t n) {
   return theta;
 }
 
+// The coordinate in pixels, before padding, from the row of theta and the products of its first two elements.
+__device__ __forceinline__ float unpadded(float product_x, float product_y, float shift, const Axis& axis,
+                                          bool align) {
+  const float g = __fadd_rn(__fadd_rn(product_x, product_y), shift);
+  return __fmaf_rn(__fadd_rn(g, 1.0f), axis.scale, align ? 0.0f : -0.5f);
+}
+
 __device__ __forceinline__ Cell locate(const Geometry& g, const Theta& theta, float xn, float yn) {
-  const float gx = __fadd_rn(__fadd_rn(__fmul_rn(xn, theta.x[0]), __fmul_rn(yn, theta.x[1])), theta.x[2]);
-  const float gy = __fadd_rn(__fadd_rn(__fmul_rn(xn, theta.y[0]), __fmul_rn(yn, theta.y[1])), theta.y[2]);
-  return sampling::locate(g, gx, gy);
+  const float x = unpadded(__fmul_rn(xn, theta.x[0]), __fmul_rn(yn, theta.x[1]), theta.x[2], g.x, g.align);
+  const float y = unpadded(__fmul_rn(xn, theta.y[0]), __fmul_rn(yn, theta.y[1]), theta.y[2], g.y, g.align);
+  return cell_at(g, x, y);
 }
 
 // ---- What affine_grid_sample.cu calls ----

@@ -66,11 +66,6 @@ __device__ __forceinline__ float centre(const Axis& axis, int i, bool align) {
                : __fdiv_rn(__fmul_rn(at, static_cast<float>(axis.out - 1)), static_cast<float>(axis.out));
 }
 
-// The coordinate in pixels, before padding.
-__device__ __forceinline__ float unpadded(float g, const Axis& axis, bool align) {
-  return __fmaf_rn(__fadd_rn(g, 1.0f), axis.scale, align ? 0.0f : -0.5f);
-}
-
 // torch's padding. slope: 1, -1 where reflected, 0 where clamped. fold: which reflection of the image x lies
 // in, 0 for the image itself, counted by whole periods of two images, mirrored ones odd, and negative before
 // the image.
@@ -114,10 +109,11 @@ struct Cell {
   float fold_x, fold_y;
 };
 
-__device__ __forceinline__ Cell locate(const Geometry& g, float gx, float gy) {
+// From the coordinates in pixels, before padding.
+__device__ __forceinline__ Cell cell_at(const Geometry& g, float x, float y) {
   Cell c;
-  const float x = pad(unpadded(gx, g.x, g.align), g.x, g.padding, g.align, c.slope_x, c.fold_x);
-  const float y = pad(unpadded(gy, g.y, g.align), g.y, g.padding, g.align, c.slope_y, c.fold_y);
+  x = pad(x, g.x, g.padding, g.align, c.slope_x, c.fold_x);
+  y = pad(y, g.y, g.padding, g.align, c.slope_y, c.fold_y);
   c.x = cell_of(x, g.x, g.nearest, c.fx);
   c.y = cell_of(y, g.y, g.nearest, c.fy);
   return c;

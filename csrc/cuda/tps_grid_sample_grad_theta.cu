@@ -77,8 +77,9 @@ __global__ void __launch_bounds__(kThreads) theta_kernel(const Params p) {
       if (pixel_of(p.tiling, item % p.tiling.count, h, w)) {
         mine.xn = centre(g.x, w, g.align), mine.yn = centre(g.y, h, g.align);
         const Cell cell = locate(g, spline, points, mine.xn, mine.yn);
+        const Taps taps = taps_of(cell, g, p.input.stride[2], p.input.stride[3]);
         const Slope s =
-            slope_of_channels<kLanes>(g, cell, element<T>(p.input, n, first), p.input.stride, first, end,
+            slope_of_channels<kLanes>(cell, taps, element<T>(p.input, n, first), p.input.stride, end - first,
                                       element<Grad>(p.grad_out, n, first, h, w), p.grad_out.stride[1]);
         mine.gx = s.x, mine.gy = s.y;
       }

@@ -78,9 +78,24 @@ struct Compensated {
     lost = __fadd_rn(lost, __fadd_rn(term, -__fadd_rn(next, -sum)));
     sum = next;
   }
-  // An infinite sum has lost NaN.
-  __device__ __forceinline__ float value() const { return lost == lost ? __fadd_rn(sum, lost) : sum; }
+  __device__ __forceinline__ void add_product(float a, float b) {
+    const float term = __fmul_rn(a, b);
+    lost = __fadd_rn(lost, __fmaf_rn(a, b, -term));
+    add(term);
+  }
 };
+
+// The coordinate in pixels, before padding, from what the control points add up to.
+__device__ __forceinline__ float unpadded(Compensated g, const float* affine, float xn, float yn, const Axis& axis,
+                                          bool align) {
+  g.add_product(xn, affine[0]);
+  g.add_product(yn, affine[1]);
+  g.add(affine[2]);
+  g.add(1.0f);
+  const float shift = align ? 0.0f : -0.5f;
+  const float rest = g.lost == g.lost ? __fmaf_rn(g.lost, axis.scale, shift) : shift;  // an infinite g lost NaN
+  return __fmaf_rn(g.sum, axis.scale, rest);
+}
 
 __device__ __forceinline__ Cell locate(const Geometry& g, const Spline& spline, int count, float xn, float yn) {
   Compensated x = {0.0f, 0.0f}, y = {0.0f, 0.0f};
@@ -91,9 +106,7 @@ __device__ __forceinline__ Cell locate(const Geometry& g, const Spline& spline, 
     x.add(__fmul_rn(knot.to_x, u));
     y.add(__fmul_rn(knot.to_y, u));
   }
-  const float affine_x = __fmaf_rn(xn, spline.x[0], __fmaf_rn(yn, spline.x[1], spline.x[2]));
-  const float affine_y = __fmaf_rn(xn, spline.y[0], __fmaf_rn(yn, spline.y[1], spline.y[2]));
-  return sampling::locate(g, __fadd_rn(x.value(), affine_x), __fadd_rn(y.value(), affine_y));
+  return cell_at(g, unpadded(x, spline.x, xn, yn, g.x, g.align), unpadded(y, spline.y, xn, yn, g.y, g.align));
 }
 
 // ---- What tps_grid_sample.cu calls ----
