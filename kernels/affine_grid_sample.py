@@ -9,8 +9,8 @@ sample of output pixel q, and (ix, iy) the sampled point in pixels of the input:
     affine_grid_sample_forward.py      out[q] = sum over p of weight(p, q) input[p]
     affine_grid_sample_grad_input.py   grad_input[p] = sum over q of weight(p, q) grad_out[q]
     affine_grid_sample_grad_theta.py   grad_theta = sum over q and c of grad_out[q] d out[q] / d theta
-    affine_grid_sample_coordinates.py  (ix, iy) of q; padding; the pixels around it
-    affine_grid_sample_layout.py       tiles of pixels and channels, and where they lie in memory
+    affine_grid_sample_coordinates.py  (ix, iy) of q
+    sampling_*.py                      padding, the pixels around it, tiles of pixels and channels
 
 Nothing is saved: backward recomputes the coordinates from theta. It is deterministic, with no atomics.
 

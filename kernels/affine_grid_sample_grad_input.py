@@ -11,20 +11,8 @@ import triton.language as tl
 
 from ._runtime import cdiv, index, launch
 from .affine_grid_sample_coordinates import locate, pixel_map
-from .affine_grid_sample_layout import along_channels, along_pixels, options_for, tile_of, tile_pixels
-
-
-@triton.jit
-def _weight(px, py, x, part_x, y, part_y, live, NEAREST: tl.constexpr):
-    """Whether input pixel (py, px) takes part in a sample at cell (y, x), and with which weight."""
-    if NEAREST:
-        member = (px == x) & (py == y) & live
-        weight = tl.where(member, 1.0, 0.0)
-    else:
-        member = ((px == x) | (px == x + 1)) & ((py == y) | (py == y + 1)) & live
-        weight = tl.where(px == x, 1.0 - part_x, part_x) * tl.where(py == y, 1.0 - part_y, part_y)
-        weight = tl.where(member, weight, 0.0)
-    return member, weight
+from .sampling_cells import cell_weight
+from .sampling_layout import along_channels, along_pixels, options_for, tile_of, tile_pixels
 
 
 @triton.jit
@@ -81,7 +69,7 @@ def _gather_box(
         h, w = top + j // columns, left + j % columns
         live = (h >= 0) & (h < OH) & (w >= 0) & (w < OW)
         x, fx, y, fy = locate(map, sizes, h, w, NEAREST, PADDING, ALIGN)
-        member, weight = _weight(px, py, x, fx, y, fy, live, NEAREST)
+        member, weight = cell_weight(px, py, x, fx, y, fy, live, NEAREST)
         where = grad_out + along_pixels(index(h, WIDE) * gh + index(w, WIDE) * gw, CHANNELS_LAST)
         g = tl.load(where, mask=along_pixels(member, CHANNELS_LAST) & real, other=0.0)
         total += g.to(tl.float32) * along_pixels(weight, CHANNELS_LAST)
@@ -104,7 +92,7 @@ def _pair_up(g, px, py, cell, live, NEAREST: tl.constexpr, CHANNELS_LAST: tl.con
     px, py = along_pixels(px, CHANNELS_LAST)[:, :, None], along_pixels(py, CHANNELS_LAST)[:, :, None]
     x, fx, y, fy = cell
     x, fx, y, fy = x[None, None, :], fx[None, None, :], y[None, None, :], fy[None, None, :]
-    member, weight = _weight(px, py, x, fx, y, fy, live[None, None, :], NEAREST)
+    member, weight = cell_weight(px, py, x, fx, y, fy, live[None, None, :], NEAREST)
     return tl.sum(tl.where(member, g.to(tl.float32) * weight, 0.0), 2)
 
 

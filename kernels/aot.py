@@ -49,7 +49,7 @@ SHARED_LIMIT = {
 #: spare, when that lets one more block onto the multiprocessor.
 SPILL_LIMIT = 16
 
-OPS = ("conv2d", "batch_norm", "cross_entropy", "max_pool2d", "affine_grid_sample")
+OPS = ("conv2d", "batch_norm", "cross_entropy", "max_pool2d", "affine_grid_sample", "tps_grid_sample")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -359,12 +359,32 @@ def _affine_grid_sample(op: Any) -> _Calls:
                 yield f"{name} dtheta", partial(op.backward, x, x, theta, None, theta, **options)
 
 
+def _tps_grid_sample(op: Any) -> _Calls:
+    for shape, count, dtype, nhwc in [
+        ((256, 1, 28, 28), 9, torch.float32, False),
+        ((64, 3, 224, 224), 9, torch.float32, False),
+        ((64, 3, 224, 224), 256, torch.float32, False),
+        ((64, 3, 224, 224), 25, torch.bfloat16, True),
+        ((32, 64, 56, 56), 9, torch.bfloat16, True),
+    ]:
+        x = _empty(*shape, dtype=dtype, nhwc=nhwc)
+        theta, controls = _empty(shape[0], 2, 3 + count), _empty(count, 2)
+        for mode in ("bilinear", "nearest"):
+            for padding_mode in ("zeros", "border", "reflection"):
+                options = {"mode": mode, "padding_mode": padding_mode, "align_corners": False}
+                size = f"{shape[2]}x{shape[3]}x{shape[1]}, {count} points"
+                name = f"{size} {_name(dtype, nhwc)} {mode} {padding_mode}"
+                yield f"{name} forward", partial(op.forward, x, theta, controls, x, **options)
+                yield f"{name} backward", partial(op.backward, x, x, theta, controls, x, theta, **options)
+
+
 _CALLS: dict[str, Callable[[Any], _Calls]] = {
     "conv2d": _conv2d,
     "batch_norm": _batch_norm,
     "cross_entropy": _cross_entropy,
     "max_pool2d": _max_pool2d,
     "affine_grid_sample": _affine_grid_sample,
+    "tps_grid_sample": _tps_grid_sample,
 }
 
 

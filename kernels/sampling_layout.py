@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._runtime import index, next_power_of_2, wide
+from ._runtime import cdiv, index, next_power_of_2, program_target, wide
 
 # ---------------------------------------------------------------------------------- device helpers
 
@@ -50,6 +50,12 @@ def tile_of(h: int, w: int, channels: int, channels_last: bool, pixels: int, ele
     pixels = min(pixels, elements // bc)
     tw = min(32, pixels, next_power_of_2(w))
     return {"BC": bc, "TW": tw, "TH": min(pixels // tw, next_power_of_2(h))}
+
+
+def channel_group(out: torch.Tensor, tiles: int, bc: int) -> int:
+    """How many channels a program makes: all, unless ``tiles`` of ``out`` are too few to fill the device."""
+    n, c = out.shape[:2]
+    return next_power_of_2(cdiv(cdiv(c, bc), cdiv(program_target(out), n * tiles))) * bc
 
 
 def options_for(image: torch.Tensor, padding_mode: str, align_corners: bool, *others: torch.Tensor) -> dict:
