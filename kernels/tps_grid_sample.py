@@ -4,9 +4,9 @@
     (x, y) = theta[n, :, :3] @ (xn, yn, 1) + sum over k of theta[n, :, 3 + k] U(|(xn, yn) - control k|)
 
 with (xn, yn) the normalised centre of output pixel (w, h) and U(r) = r^2 log r^2. Of any strides and float
-dtypes: input [N or 1, C, IH, IW] and out [N, C, OH, OW]; in float32: theta [N, 2, 3 + K] and the control points
-[K, 2]. With weight(p, q) that of input pixel p in the sample of output pixel q, and (ix, iy) the sampled point
-in pixels of the input:
+dtypes are input [N or 1, C, IH, IW] and out [N, C, OH, OW]; theta [N, 2, 3 + K] and the control points [K, 2]
+are float32. With weight(p, q) that of input pixel p in the sample of output pixel q, and (ix, iy) the sampled
+point in pixels of the input:
 
     tps_grid_sample_forward.py      out[q] = sum over p of weight(p, q) input[p]
     tps_grid_sample_grad_input.py   grad_input[p] = sum over q of weight(p, q) grad_out[q]
