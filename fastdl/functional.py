@@ -447,7 +447,7 @@ def tps_grid_sample(
     Raises:
         TypeError, ValueError, RuntimeError, NotImplementedError: as affine_grid_sample.
         ValueError, torch.linalg.LinAlgError: on a CPU, if control points lie on one line or coincide; on a
-            GPU the output is NaN then.
+            GPU, where that is not looked for, the output means nothing then.
 
     Differs from torch: torch has no such function. Coordinates are computed in float32 also for points or
     input in half precision and under autocast.

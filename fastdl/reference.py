@@ -122,14 +122,15 @@ def tps_system(control_points: Tensor) -> Tensor:
 
     The spline is affine(p) + sum_k w_k U(|p - c_k|), U(r) = r^2 log r^2, through all points and with the w
     orthogonal to the affine maps: the coefficients solve one linear system. Where it has no solution, that is
-    torch.linalg.LinAlgError on a CPU and NaN on a GPU.
+    torch.linalg.LinAlgError on a CPU; on a GPU, and in torch.func's transforms, the result means nothing.
     """
     controls = control_points.double()
     count = len(controls)
     rows = _tps_rows(controls, controls)
     affine = torch.cat([rows[:, :3].t(), rows.new_zeros(3, 3)], 1)
     system = torch.cat([torch.cat([rows[:, 3:], rows[:, :3]], 1), affine])
-    inverse, _ = torch.linalg.inv_ex(system, check_errors=controls.device.type == "cpu")
+    checked = controls.device.type == "cpu" and not torch._C._are_functorch_transforms_active()
+    inverse, _ = torch.linalg.inv_ex(system, check_errors=checked)
     return torch.cat([inverse[count:], inverse[:count]])[:, :count].t()
 
 

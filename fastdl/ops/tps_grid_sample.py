@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from .. import backends, reference
 from . import _sampling
-from ._common import check_tensors, complaint, differentiate, needs_grad, register, wanted
+from ._common import check_tensors, complaint, differentiate, library, needs_grad, register, wanted
 
 OP = "tps_grid_sample"
 
@@ -46,7 +47,7 @@ def tps_grid_sample(
     precise = torch.promote_types(torch.promote_types(input.dtype, points.dtype), torch.float32)
     with reference.no_autocast(input):
         if control_points is None:
-            control_points, system = _regular(points.shape[1], precise, points.device)
+            control_points, system = _regular(points, precise)
         else:
             system = reference.tps_system(control_points).to(precise)
             control_points = control_points.to(precise)
@@ -61,18 +62,37 @@ def tps_grid_sample(
 
 def regular_points(count: int) -> Tensor:
     """``[count, 2]``: x and y of a regular square grid from -1 to 1, row by row, in float64."""
-    line = torch.linspace(-1, 1, math.isqrt(count), dtype=torch.float64)
+    line = torch.linspace(-1, 1, math.isqrt(count), dtype=torch.float64, device="cpu")
     y, x = torch.meshgrid(line, line, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], 1)
 
 
-@backends.constant
+def _regular(points: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The regular control points of ``points`` and their system, in ``dtype``."""
+    args = operator.index(points.shape[1]), dtype, points.device  # a symbolic size becomes a number
+    if _traced(points):
+        return torch.ops.fastdl.tps_regular(*args)
+    return _kept(*args)
+
+
 @functools.cache
-def _regular(count: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The regular control points and their system, made once."""
+def _kept(count: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Made once, on the CPU in float64."""
     with torch.inference_mode(False), torch.no_grad():
         controls = regular_points(count)
-        return controls.to(device, dtype), reference.tps_system(controls).to(device, dtype)
+        system = reference.tps_system(controls).contiguous()
+        return controls.to(dtype).to(device), system.to(dtype).to(device)
+
+
+# What is traced asks an op: a tensor of the cache would not mix with its own.
+library.define("tps_regular(int count, ScalarType dtype, Device device) -> (Tensor, Tensor)")
+library.impl("tps_regular", lambda *args: tuple(t.clone() for t in _kept(*args)), "BackendSelect")
+
+
+@torch.library.register_fake("fastdl::tps_regular", lib=library)
+def _fake(count: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    options = {"dtype": dtype, "device": device}
+    return torch.empty(count, 2, **options), torch.empty(count, 3 + count, **options)
 
 
 def _check(
@@ -87,7 +107,7 @@ def _check(
     if points.dim() != 3 or points.shape[2] != 2:
         raise ValueError(complaint(OP, "points of shape [N, K, 2]", list(points.shape)))
     count = points.shape[1]
-    if controls is None and (count < 4 or math.isqrt(count) ** 2 != count):
+    if controls is None and (count < 4 or math.isqrt(operator.index(count)) ** 2 != count):
         expected = "points of a square grid, [N, 4, 2], [N, 9, 2], ..."
         raise ValueError(complaint(OP, expected, list(points.shape), "else pass control_points"))
     if controls is not None and (controls.shape != (count, 2) or count < 3):
@@ -99,11 +119,18 @@ def _check(
 
 
 def _on_a_line(controls: Tensor) -> bool:
-    """Whether no spline goes through them; not asked where the answer would have to be waited for."""
-    if controls.device.type != "cpu" or torch.compiler.is_compiling():
+    """Whether no spline goes through them; not asked where nobody can wait for the answer."""
+    if controls.device.type != "cpu" or _traced(controls) or torch._C._are_functorch_transforms_active():
         return False
     centred = (controls - controls.mean(0)).detach().double()
-    return int(torch.linalg.matrix_rank(centred, rtol=1e-6)) < 2
+    spread = centred.t() @ centred
+    return bool(spread.det() <= 1e-12 * spread.trace() ** 2)
+
+
+def _traced(tensor: Tensor) -> bool:
+    """Whether it may stand for others, as under Dynamo, with FakeTensor or make_fx."""
+    plain = type(tensor) in (Tensor, torch.nn.Parameter)
+    return torch.compiler.is_compiling() or not plain or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _unsupported(input: Tensor, points: Tensor, controls: Tensor | None, mode: str) -> str | None:
