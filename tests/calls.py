@@ -25,6 +25,12 @@ def _theta() -> Tensor:
     return torch.tensor([[0.8, -0.45, 0.1], [0.5, 0.85, -0.15]]) + 0.05 * torch.rand(2, 2, 3)
 
 
+def _points() -> Tensor:
+    line = torch.linspace(-0.8, 0.8, 3)
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    return torch.stack([x - 0.3 * y, 0.2 * x + y], 2).view(9, 2) + 0.1 * torch.rand(2, 9, 2)
+
+
 CALLS: dict[str, Call] = {
     "conv2d": Call(
         lambda x, w, b: F.conv2d(x, w, b, padding=1, activation="leaky_relu"),
@@ -77,6 +83,12 @@ CALLS: dict[str, Call] = {
     "affine_grid_sample": Call(
         lambda x, theta: F.affine_grid_sample(x, theta, (2, 3, 6, 5)),
         lambda: [torch.randn(2, 3, 7, 6), _theta()],
+        (0, 1),
+        (2, 3, 6, 5),
+    ),
+    "tps_grid_sample": Call(
+        lambda x, points: F.tps_grid_sample(x, points, (2, 3, 6, 5)),
+        lambda: [torch.randn(2, 3, 7, 6), _points()],
         (0, 1),
         (2, 3, 6, 5),
     ),

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parent.parent
-OPS = ("conv2d", "batch_norm", "cross_entropy", "max_pool2d", "affine_grid_sample")
+OPS = ("conv2d", "batch_norm", "cross_entropy", "max_pool2d", "affine_grid_sample", "tps_grid_sample")
 
 #: Promise: what the ids of its cases match.
 PROMISES = {

@@ -71,6 +71,36 @@ def affine_grid_sample(
     return T.grid_sample(image.to(dtype), grid, mode, padding_mode, align_corners).to(input.dtype)
 
 
+def tps_grid(points, size, control_points=None, align_corners=False) -> Tensor:
+    """grid_sample's grid, from a thin-plate spline in the dtype of points; its linear system in float64."""
+    if control_points is None:
+        line = torch.linspace(-1, 1, round(points.shape[1] ** 0.5), dtype=torch.float64)
+        control_points = torch.cartesian_prod(line, line).flip(1).to(points.device)
+
+    def radial(p, controls):
+        square = (p[:, None] - controls[None]).square().sum(2)
+        return torch.xlogy(square, square)
+
+    count, exact = len(control_points), control_points.double()
+    corner = T.pad(exact, (0, 1), value=1.0)
+    system = T.pad(radial(exact, exact), (0, 3, 0, 3))
+    system[:count, count:], system[count:, :count] = corner, corner.t()
+    inverse = torch.linalg.inv(system)[:, :count].to(points.dtype)
+    pixels = T.affine_grid(torch.eye(2, 3)[None].to(points), [1, 1, *size[2:]], align_corners).flatten(0, 2)
+    basis = [radial(pixels, control_points.to(points.dtype)), T.pad(pixels, (0, 1), value=1.0)]
+    return (torch.cat(basis, 1) @ (inverse @ points)).unflatten(1, tuple(size[2:]))
+
+
+def tps_grid_sample(
+    input, points, size, control_points=None, mode="bilinear", padding_mode="zeros", align_corners=False
+) -> Tensor:
+    """Coordinates in float32 whatever the dtypes, as in affine_grid_sample."""
+    dtype = torch.promote_types(torch.promote_types(input.dtype, points.dtype), torch.float32)
+    grid = tps_grid(points.to(dtype), size, control_points, align_corners)
+    image = input.expand(len(points), *input.shape[1:]) if len(input) == 1 else input
+    return T.grid_sample(image.to(dtype), grid, mode, padding_mode, align_corners).to(input.dtype)
+
+
 def cross_entropy(input, target, weight=None, *, ignore_index=-100, **options) -> Tensor:
     """An ignored row gets no gradient even if its logits are NaN, where torch's is NaN: documented."""
     if not target.is_floating_point() and input.dim():
@@ -85,4 +115,5 @@ NAMESAKES = {
     "cross_entropy": cross_entropy,
     "max_pool2d": T.max_pool2d,
     "affine_grid_sample": affine_grid_sample,
+    "tps_grid_sample": tps_grid_sample,
 }

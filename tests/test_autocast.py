@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as T
+from namesakes import tps_grid_sample
 
 import fastdl.functional as F
 
@@ -55,6 +56,19 @@ def test_affine_grid_sample_gives_float32(low, on, device):
     grid = T.affine_grid(theta, [2, 3, 5, 5], align_corners=False)
     torch.testing.assert_close(ours, T.grid_sample(x.float(), grid, align_corners=False))
     grads = torch.autograd.grad(ours.square().sum(), [x, theta])
+    assert [g.dtype for g in grads] == [low, torch.float32]
+
+
+@pytest.mark.parametrize("low", LOW)
+def test_tps_grid_sample_gives_float32(low, on, device):
+    x = torch.randn(2, 3, 6, 6, device=device, dtype=low, requires_grad=True)
+    points = torch.rand(2, 9, 2, device=device).mul(1.6).sub(0.8).requires_grad_()
+    with torch.autocast(device.type, low):
+        ours = F.tps_grid_sample(x, points, (2, 3, 5, 5))
+    assert ours.dtype == torch.float32
+    expected = tps_grid_sample(x.float(), points, (2, 3, 5, 5))
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+    grads = torch.autograd.grad(ours.square().sum(), [x, points])
     assert [g.dtype for g in grads] == [low, torch.float32]
 
 

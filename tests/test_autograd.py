@@ -6,7 +6,7 @@ from calls import CALLS, leaves
 from support import KERNEL_BACKENDS
 
 from fastdl import backends, parity
-from fastdl.ops import affine_grid_sample, batch_norm, conv2d, cross_entropy, max_pool2d
+from fastdl.ops import affine_grid_sample, batch_norm, conv2d, cross_entropy, max_pool2d, tps_grid_sample
 
 OPS = {
     "conv2d": conv2d,
@@ -14,6 +14,7 @@ OPS = {
     "cross_entropy": cross_entropy,
     "max_pool2d": max_pool2d,
     "affine_grid_sample": affine_grid_sample,
+    "tps_grid_sample": tps_grid_sample,
 }
 every_call = pytest.mark.parametrize("name", CALLS)
 every_kernel = pytest.mark.parametrize("kernel", KERNEL_BACKENDS)
@@ -108,7 +109,7 @@ def test_output_comes_from_our_function(name, kernel, device):
         if node is not None and node not in found:
             found.add(node)
             nodes += [n for n, _ in node.next_functions]
-    prefixes = ("_Conv2d", "_BatchNorm", "_CrossEntropy", "_MaxPool2d", "_AffineGridSample")
+    prefixes = ("_Conv2d", "_BatchNorm", "_CrossEntropy", "_MaxPool2d", "_AffineGridSample", "_TPSGridSample")
     names = [node.name() for node in found]  # C++ nodes, of the short way, have their namespace in it
     assert any(name.startswith(prefixes) or "fastdl::" in name for name in names), names
 
@@ -125,8 +126,10 @@ def test_unneeded_gradients_are_not_computed(name, kernel, device, monkeypatch):
     original = module.backward
 
     def spy(*args, **options):
-        outputs = {"conv2d": args[4:7], "batch_norm": args[8:12], "affine_grid_sample": args[3:5]}[op]
-        seen.append([t is not None for t in outputs])
+        first, last = {
+            "conv2d": (4, 7), "batch_norm": (8, 12), "affine_grid_sample": (3, 5), "tps_grid_sample": (4, 6)
+        }[op]  # fmt: skip
+        seen.append([t is not None for t in args[first:last]])
         original(*args, **options)
 
     monkeypatch.setattr(module, "backward", spy)

@@ -1,15 +1,18 @@
 """torch.compile and torch.library: the ops are well-formed and trace whole, forward and backward."""
 
+import copy
+
 import pytest
 import torch
 from calls import CALLS, leaves
 from support import KERNEL_BACKENDS
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 import fastdl
 from fastdl import backends
 from fastdl.models import STN, Net, resnet8
-from fastdl.ops import affine_grid_sample, batch_norm, conv2d, cross_entropy, max_pool2d
+from fastdl.ops import affine_grid_sample, batch_norm, conv2d, cross_entropy, max_pool2d, tps_grid_sample
 
 every_call = pytest.mark.parametrize("name", CALLS)
 every_kernel = pytest.mark.parametrize("kernel", KERNEL_BACKENDS)
@@ -21,6 +24,8 @@ C = torch.rand(4) + 0.5
 LOGITS, TARGET = torch.randn(3, 5, 4), torch.randint(5, (3, 4))
 ROWS = torch.zeros(3, 4)
 THETA = torch.tensor([[0.8, -0.45, 0.1], [0.5, 0.85, -0.15]]).repeat(2, 1, 1)
+CONTROLS = tps_grid_sample.regular_points(4).float()
+SPLINE = torch.cat([THETA, 0.1 * torch.randn(2, 2, 4)], 2)
 WINDOW = ((3, 3), (2, 2), (1, 1), (1, 1))
 OFFSETS = torch.zeros(2, 4, 3, 3, dtype=torch.uint8)  # at the edge cells that are padding: nothing is added
 OUT = torch.randn(2, 8, 4, 4)
@@ -57,6 +62,12 @@ OP_ARGS = {
     "affine_grid_sample backward": (
         affine_grid_sample.backward_op, (X, X, THETA, "bilinear", "zeros", False, [True, True]),
     ),
+    "tps_grid_sample": (
+        tps_grid_sample.forward_op, (X, SPLINE, CONTROLS, [5, 4], "bilinear", "zeros", False, torch.float32),
+    ),
+    "tps_grid_sample backward": (
+        tps_grid_sample.backward_op, (X, X, SPLINE, CONTROLS, "bilinear", "zeros", False, [True, True]),
+    ),
 }  # fmt: skip
 
 
@@ -87,6 +98,57 @@ def test_fullgraph_forward_and_backward(name, kernel, dynamic, device):
         expected_grads = torch.autograd.grad(expected.square().sum(), asked)
     assert torch.equal(out, expected)
     assert all(torch.equal(a, b) for a, b in zip(grads, expected_grads, strict=True))
+
+
+def test_opcheck_of_the_regular_grid(device):
+    opcheck(torch.ops.fastdl.tps_regular.default, (9, torch.float32, device))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_regular_grids_in_one_graph(dynamic, on, device):
+    """Of the same number of points and of different ones; the grids that are kept are not touched."""
+
+    def twice(x, few, many):
+        first = fastdl.functional.tps_grid_sample(x, few, (2, 3, 5, 6))
+        second = fastdl.functional.tps_grid_sample(x, many, (2, 3, 5, 6))
+        return first + second + fastdl.functional.tps_grid_sample(x, 0.5 * few, (2, 3, 5, 6))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(twice, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    x, few, many = (torch.rand(2, *shape, device=device) for shape in ((3, 6, 6), (9, 2), (16, 2)))
+    for args in ((x, few, many), (x, many, few), (x.double(), few, few)):
+        if args[0].dtype == torch.float64 and on != "reference":
+            continue
+        assert torch.equal(compiled(*args), twice(*args))
+
+
+@pytest.mark.parametrize("control_points", [False, True])
+def test_spline_module_compiles_whole(control_points, on, device):
+    controls = tps_grid_sample.regular_points(9).float() * 0.9 if control_points else None
+    module = fastdl.nn.TPSGridSample((5, 4), controls).to(device)
+    x, points = torch.rand(2, 3, 6, 6, device=device), torch.rand(2, 9, 2, device=device)
+    expected = module(x, points)
+    torch._dynamo.reset()
+    compiled = torch.compile(copy.deepcopy(module), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x, points), expected)
+    with torch.inference_mode():
+        assert torch.equal(compiled(x, points), expected)
+
+
+def test_regular_grids_that_are_kept_are_real(on, device):
+    """Whatever the first call of a size was made under."""
+    sample = fastdl.functional.tps_grid_sample
+    x, points = torch.rand(2, 3, 6, 6, device=device), torch.rand(2, 49, 2, device=device)
+    controls = points[0].clone()
+    tps_grid_sample._kept.cache_clear()
+    with FakeTensorMode() as mode:
+        fake = [mode.from_tensor(t) for t in (x, points, controls)]
+        assert sample(*fake[:2], (2, 3, 5, 4)).shape == sample(*fake[:2], (2, 3, 5, 4), fake[2]).shape
+    with torch.inference_mode(), torch.device("meta"):
+        out = sample(x, points, (2, 3, 5, 4))
+    points.requires_grad_()
+    again = sample(x, points, (2, 3, 5, 4))
+    assert torch.equal(out, again) and torch.autograd.grad(again.sum(), points)[0].isfinite().all()
 
 
 def test_compiled_calls_follow_use_backend(device):

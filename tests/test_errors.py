@@ -20,6 +20,11 @@ def affine(x, theta, size, **options):
     return T.grid_sample(x, T.affine_grid(theta, size, False), align_corners=False, **options)
 
 
+def tps(points, control_points=None):
+    """A spline that fits images of [2, 1, 4, 4]."""
+    return F.tps_grid_sample(r(2, 1, 4, 4), points, (2, 1, 4, 4), control_points)
+
+
 # id: (ours, torch's, what our message must say)
 BAD = {
     "conv2d 2-D input": ("conv2d", (r(3, 4), r(2, 3, 3, 3)), {}, "[N, C, H, W] or [C, H, W], got [3, 4]"),
@@ -135,6 +140,30 @@ OWN = {
                 "fastdl.use_backend: expected one of auto, reference, cpu, cuda, triton, got 'cudnn'"),
     "module": (lambda: fastdl.convert("resnet"), TypeError,
                "fastdl.convert: expected model to be a torch.nn.Module, got str"),
+    "spline points": (lambda: tps(r(2, 9, 3)), ValueError,
+                      "fastdl.tps_grid_sample: expected points of shape [N, K, 2], got [2, 9, 3]"),
+    "spline square": (lambda: tps(r(2, 8, 2)), ValueError,
+                      "fastdl.tps_grid_sample: expected points of a square grid, [N, 4, 2], [N, 9, 2], ..., "
+                      "got [2, 8, 2]; else pass control_points"),
+    "spline control_points": (lambda: tps(r(2, 8, 2), r(9, 2)), ValueError,
+                              "fastdl.tps_grid_sample: expected control_points of shape [8, 2], like points, got [9, 2]"),
+    "spline of two": (lambda: tps(r(2, 2, 2), r(2, 2)), ValueError,
+                      "fastdl.tps_grid_sample: expected control_points of shape [3, 2], like points, got [2, 2]"),
+    "spline on a line": (lambda: tps(r(2, 3, 2), torch.tensor([[0.0, 1], [1, 3], [2, 5]])), ValueError,
+                         "fastdl.tps_grid_sample: expected control_points that do not lie on one line, got "
+                         "[[0.0, 1.0], [1.0, 3.0], [2.0, 5.0]]"),
+    "spline dtype": (lambda: tps(z(2, 9, 2)), ValueError,
+                     "fastdl.tps_grid_sample: expected points of a floating-point dtype, got torch.int64"),
+    "spline control dtype": (lambda: tps(r(2, 9, 2), z(9, 2)), ValueError,
+                             "fastdl.tps_grid_sample: expected control_points of a floating-point dtype, got torch.int64"),
+    "spline size": (lambda: F.tps_grid_sample(r(2, 1, 4, 4), r(2, 9, 2), (4, 4)), NotImplementedError,
+                    "fastdl.tps_grid_sample: expected size to be (N, C, H, W), got (4, 4)"),
+    "spline batch": (lambda: tps(r(3, 9, 2)), RuntimeError,
+                     "fastdl.tps_grid_sample: expected as many points as size says, 2, got 3"),
+    "spline mode": (lambda: F.tps_grid_sample(r(2, 1, 4, 4), r(2, 9, 2), (2, 1, 4, 4), mode="linear"), ValueError,
+                    "fastdl.tps_grid_sample: expected mode to be one of bilinear, nearest, bicubic, got 'linear'"),
+    "spline device": (lambda: tps(r(2, 9, 2), torch.empty(9, 2, device="meta")), RuntimeError,
+                      "fastdl.tps_grid_sample: expected control_points on the device of input, cpu, got meta"),
     "localisation": (lambda: fastdl.nn.SpatialTransformer(torch.nn.Flatten())(r(2, 1, 4, 4)), RuntimeError,
                      "fastdl.nn.SpatialTransformer: expected localisation to give [2, 6] or [2, 2, 3], got [2, 16]"),
 }  # fmt: skip
@@ -164,3 +193,5 @@ def test_named_backend_serves_or_raises(device):
         F.affine_grid_sample(
             r(1, 1, 4, 4, device=device), r(1, 2, 3, device=device), (1, 1, 4, 4), mode="bicubic"
         )
+    with backends.use_backend("triton"), pytest.raises(RuntimeError, match="more than 256 control points"):
+        F.tps_grid_sample(r(1, 1, 4, 4, device=device), r(1, 289, 2, device=device), (1, 1, 4, 4))

@@ -8,6 +8,7 @@ from support import KERNEL_BACKENDS
 import fastdl
 import fastdl.functional as F
 from fastdl import backends, parity
+from fastdl.backends import OPS
 from fastdl.models import STN, resnet8
 
 pytestmark = pytest.mark.gpu
@@ -103,7 +104,7 @@ def test_second_device(name, kernel):
 
 @pytest.mark.slow
 @every_kernel
-@pytest.mark.parametrize("op", ["max_pool2d", "batch_norm", "conv2d", "cross_entropy", "affine_grid_sample"])
+@pytest.mark.parametrize("op", OPS)
 def test_more_than_2_to_the_31_elements(op, kernel):
     """The far end of a tensor past 2**31 elements gives what it gives by itself."""
     if torch.cuda.get_device_properties(0).total_memory < 60 * 2**30:
@@ -120,6 +121,7 @@ def test_more_than_2_to_the_31_elements(op, kernel):
     weight = torch.randn(8, 64, 1, 1, device="cuda", dtype=torch.bfloat16)
     mean, var = torch.randn(64, device="cuda"), torch.rand(64, device="cuda") + 0.5
     theta = torch.tensor([[0.8, -0.45, 0.1], [0.5, 0.85, -0.15]], device="cuda")
+    points = torch.rand(9, 2, device="cuda") * 2 - 1
     calls = {
         "max_pool2d": lambda t: F.max_pool2d(t, 2),
         "batch_norm": lambda t: F.batch_norm(t, mean, var),
@@ -127,6 +129,7 @@ def test_more_than_2_to_the_31_elements(op, kernel):
         "affine_grid_sample": lambda t: F.affine_grid_sample(
             t, theta.expand(len(t), 2, 3), (len(t), 64, 64, 64)
         ),
+        "tps_grid_sample": lambda t: F.tps_grid_sample(t, points.expand(len(t), 9, 2), (len(t), 64, 64, 64)),
     }
     with torch.no_grad(), backends.use_backend(kernel):
         assert torch.equal(calls[op](x)[-1:], calls[op](x[-1:].clone()))

@@ -7,6 +7,8 @@ from support import KERNEL_BACKENDS
 
 import fastdl.functional as F
 from fastdl import backends, parity
+from fastdl.backends import OPS
+from fastdl.ops.tps_grid_sample import regular_points
 
 every_call = pytest.mark.parametrize("name", CALLS)
 every_kernel = pytest.mark.parametrize("kernel", KERNEL_BACKENDS)
@@ -115,7 +117,7 @@ def test_no_element_stays_uninitialised(name, kernel, device):
 @every_kernel
 def test_deterministic(kernel, device):
     """Twenty runs, bit for bit, of the gradients that peers compute with atomics."""
-    for name in ("max_pool2d", "affine_grid_sample", "batch_norm"):
+    for name in ("max_pool2d", "affine_grid_sample", "tps_grid_sample", "batch_norm"):
         call = CALLS[name]
         inputs = leaves(call, device)
         with backends.use_backend(kernel):
@@ -127,13 +129,14 @@ def test_deterministic(kernel, device):
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 6, 6), (2, 0, 6, 6), (2, 4, 0, 6)])
-@pytest.mark.parametrize("op", ["conv2d", "batch_norm", "max_pool2d", "affine_grid_sample", "cross_entropy"])
+@pytest.mark.parametrize("op", OPS)
 def test_empty_dimensions_as_torch(op, shape, on, device):
     """The same result or the same type of exception, on every backend."""
     import torch.nn.functional as T
 
     x = torch.randn(shape, device=device)
     theta = torch.eye(2, 3, device=device).expand(shape[0], 2, 3)
+    points = regular_points(4).to(device, torch.float32).expand(shape[0], 4, 2)  # the identity, too
     weight = torch.randn(8, shape[1], 3, 3, device=device)
     target = torch.zeros(shape[0], *shape[2:], dtype=torch.long, device=device)
     pairs = {
@@ -146,6 +149,10 @@ def test_empty_dimensions_as_torch(op, shape, on, device):
         "cross_entropy": (lambda: F.cross_entropy(x, target), lambda: T.cross_entropy(x, target)),
         "affine_grid_sample": (
             lambda: F.affine_grid_sample(x, theta, (shape[0], 1, 3, 3)),
+            lambda: T.grid_sample(x, T.affine_grid(theta, [shape[0], 1, 3, 3], False), align_corners=False),
+        ),
+        "tps_grid_sample": (
+            lambda: F.tps_grid_sample(x, points, (shape[0], 1, 3, 3)),
             lambda: T.grid_sample(x, T.affine_grid(theta, [shape[0], 1, 3, 3], False), align_corners=False),
         ),
     }

@@ -166,6 +166,7 @@ def refused(path: Path) -> list[str]:
         x, w, one, scalar = torch.randn(2, 4, 8, 8), torch.randn(4, 4, 3, 3), torch.randn(4), torch.zeros(())
         pooled, offsets = torch.empty(2, 4, 4, 4), torch.zeros(2, 4, 4, 4, dtype=torch.uint8)
         theta, logits = torch.randn(2, 2, 3), torch.randn(2, 5, 3)
+        spline, controls = torch.randn(2, 2, 7), torch.randn(4, 2)
         target = torch.zeros(2, 3, dtype=torch.long)
         act = dict(activation="relu", activation_param=0.0)
         pool = dict(kernel_size=(2, 2), stride=(2, 2), padding=(0, 0), dilation=(1, 1))
@@ -188,6 +189,8 @@ def refused(path: Path) -> list[str]:
             ),
             lambda: l.affine_grid_sample_forward(x, theta, y, **grid),
             lambda: l.affine_grid_sample_backward(y, x, theta, x, theta, **grid),
+            lambda: l.tps_grid_sample_forward(x, spline, controls, y, **grid),
+            lambda: l.tps_grid_sample_backward(y, x, spline, controls, x, spline, **grid),
             lambda: l.conv2d_forward(x, w, one, y, **conv, **act),
             lambda: l.conv2d_backward(y, x, w, None, w, **conv),
             lambda: l.conv2d_max_pool2d(x, w, one, pooled, offsets, **conv, **act, **after),

@@ -92,6 +92,7 @@ def test_a_missing_required_tensor_is_a_type_error(on, device):
         (F.cross_entropy, (x, None)),
         (F.max_pool2d, (None, 2)),
         (F.affine_grid_sample, (x, None, (2, 4, 6, 6))),
+        (F.tps_grid_sample, (x, None, (2, 4, 6, 6))),
     ):
         with pytest.raises(TypeError, match="to be a Tensor, got NoneType"):
             function(*arguments)

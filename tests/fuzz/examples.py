@@ -245,10 +245,38 @@ def affine_grid_sample(draw) -> Example:
     return Example("affine_grid_sample", inputs, options, draw(layouts))
 
 
+@st.composite
+def tps_grid_sample(draw) -> Example:
+    n, c = draw(st.integers(1, 3)), draw(either([1, 2, 3, 4, 5, 8, 9, 16, 17]))
+    shared, regular = draw(either([False, False, True])), draw(either([True, True, False]))
+    count = draw(either([4, 9, 9, 16])) if regular else draw(st.integers(4, 12))
+    kind = draw(either(["normal", "normal", "ties", "far", "large"]))  # as in affine_grid_sample
+    shape = (1 if shared else n, c, draw(extents()), draw(extents()))
+    inputs = {
+        "input": Input(shape, draw(dtypes), draw(layouts), kind),
+        "points": Input(
+            (n, count, 2),
+            draw(either([torch.float32, torch.float32, torch.bfloat16])),
+            draw(layouts),
+            scale=draw(either([0.3, 1.0, 2.0])),
+        ),
+    }
+    if not regular:  # near each other at times, and then both are far off
+        inputs["control_points"] = Input((count, 2), torch.float32, draw(either(LAYOUTS[:4])), grad=False)
+    options = {
+        "size": (n, c, draw(extents()), draw(extents())),
+        "mode": draw(either(["bilinear", "bilinear", "nearest"])),
+        "padding_mode": draw(either(["zeros", "border", "reflection"])),
+        "align_corners": draw(flags),
+    }
+    return Example("tps_grid_sample", inputs, options, draw(layouts))
+
+
 EXAMPLES = {
     "conv2d": conv2d(),
     "batch_norm": batch_norm(),
     "cross_entropy": cross_entropy(),
     "max_pool2d": max_pool2d(),
     "affine_grid_sample": affine_grid_sample(),
+    "tps_grid_sample": tps_grid_sample(),
 }

@@ -9,7 +9,7 @@ NaN in whole vectors, the incoming one in the values that are left over.
 import torch
 from fuzz.examples import Example
 from fuzz.running import double, draw
-from namesakes import NAMESAKES
+from namesakes import NAMESAKES, tps_grid
 from torch import Tensor
 from torch.nn.modules.utils import _pair
 
@@ -18,9 +18,11 @@ def near_a_kink(example: Example, seed: int) -> bool:
     """Whether a value of the draw lies within rounding of a kink."""
     tensors = double(draw(example, seed))
     if example.op == "affine_grid_sample":
-        return bool(
-            any(_jumps(axis) for axis in _pixels(tensors["theta"], tensors["input"], example.options))
-        )
+        size, align_corners = list(example.options["size"]), example.options["align_corners"]
+        grid = torch.nn.functional.affine_grid(tensors["theta"], size, align_corners)
+        return any(_jumps(axis, 1e-5) for axis in _pixels(grid, tensors["input"], align_corners))
+    if example.op == "tps_grid_sample":
+        return _spline_jumps(tensors, example.options)
     if example.op == "cross_entropy":
         return _saturated(tensors["input"])
     activation = example.options.get("activation")
@@ -59,16 +61,27 @@ def _saturated(logits: Tensor) -> bool:
     return bool((logits.softmax(classes).amax(classes) > 1 - 1e-6).all())
 
 
-def _pixels(theta: Tensor, image: Tensor, options: dict) -> list[Tensor]:
+def _spline_jumps(tensors: dict[str, Tensor], options: dict) -> bool:
+    """Rounding moves a spline the further, the nearer its control points lie to each other."""
+    points, controls = tensors["points"], tensors.get("control_points")
+    size, align_corners = options["size"], options["align_corners"]
+    grid = tps_grid(points, size, controls, align_corners)
+    rounding = float((grid - tps_grid(points.float(), size, controls, align_corners)).abs().max())
+    within = 1e-5 + 10 * rounding * max(tensors["input"].shape[2:])
+    return rounding > 1e-3 or any(
+        _jumps(axis, within) for axis in _pixels(grid, tensors["input"], align_corners)
+    )
+
+
+def _pixels(grid: Tensor, image: Tensor, align_corners: bool) -> list[Tensor]:
     """Where the samples fall, in pixels, x and y."""
-    grid = torch.nn.functional.affine_grid(theta, list(options["size"]), options["align_corners"])
     extents = image.shape[3], image.shape[2]
-    if options["align_corners"]:
+    if align_corners:
         return [(grid[..., i] + 1) / 2 * (extents[i] - 1) for i in (0, 1)]
     return [((grid[..., i] + 1) * extents[i] - 1) / 2 for i in (0, 1)]
 
 
-def _jumps(coordinates: Tensor) -> bool:
+def _jumps(coordinates: Tensor, rounding: float) -> bool:
     """Pixels meet at whole coordinates, nearest ones and edges at halves."""
     distance = (2 * coordinates - (2 * coordinates).round()).abs()
-    return bool((distance < 1e-5 * coordinates.abs().clamp(min=1)).any())
+    return bool((distance < rounding * coordinates.abs().clamp(min=1)).any())
