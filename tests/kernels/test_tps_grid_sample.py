@@ -1,4 +1,4 @@
-"""tps_grid_sample: where control points are sampled, and what kernels do at every edge, within the one rule."""
+"""tps_grid_sample: where control points are sampled, and what kernels do at every edge, by the one rule."""
 
 import itertools
 import math
@@ -95,8 +95,8 @@ def test_affine_points_are_affine_grid_sample(rules, on, device):
 def test_each_control_point_is_sampled_at_its_point(count, on, device):
     """With pixels for control points, of an image that holds its own coordinates."""
     side = 9
-    rows, columns = torch.randperm(side * side)[:count].div(side, rounding_mode="floor"), torch.arange(count)
-    columns = columns * 4 % side
+    pixels = torch.randperm(side * side)[:count]
+    rows, columns = pixels // side, pixels % side
     centres = (2 * torch.arange(side) + 1) / side - 1
     controls = torch.stack([centres[columns], centres[rows]], 1)
     points = 0.8 * controls + 0.1 * torch.randn(2, count, 2)

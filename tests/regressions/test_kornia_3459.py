@@ -1,5 +1,5 @@
-"""kornia#3459, #2934, #3928, P#3468: a spline's coordinates normalised twice; a base grid of one align_corners
-sampled by the other, so that even the identity moved the image."""
+"""kornia#3459, #2934, #3928, P#3468: a spline's coordinates normalised twice; a base grid of one
+align_corners sampled by the other, so that even the identity moved the image."""
 
 import pytest
 import torch
