@@ -190,15 +190,10 @@ def _constant(function: Any) -> Any:
     return function
 
 
-<<<<<<< HEAD
-@constant
+@_constant
 def _pick(
     op: str, forced: str, kind: str, index: int | None, dtype: torch.dtype, shape: tuned.Class | None
 ) -> tuple[str, str]:
-=======
-@_constant
-def _pick(op: str, forced: str, kind: str, index: int | None, dtype: torch.dtype) -> tuple[str, str]:
->>>>>>> 043ade2 (tps_grid_sample: the regular grid reaches traced graphs as an op, so that one graph may hold any number of them; no check of values where there are none)
     """The backend of an ordinary call and the reason, "" for a backend named that cannot serve it."""
     return _picked(op, forced, kind, index, dtype, shape)
 
