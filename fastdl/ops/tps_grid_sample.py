@@ -49,9 +49,10 @@ def tps_grid_sample(
         if control_points is None:
             control_points, system = _regular(points, precise)
         else:
-            system = reference.tps_system(control_points).to(precise)
+            system = reference.tps_system(control_points)
             control_points = control_points.to(precise)
-        theta = torch.matmul(points.to(precise).transpose(1, 2), system)
+        # in float64: the coefficients are small differences of large sums
+        theta = torch.matmul(points.double().transpose(1, 2), system).to(precise)
         if backend == "reference":
             options = (size, mode, padding_mode, align_corners)
             return reference.tps_grid_sample(input.to(dtype), theta, control_points, *options)
@@ -68,7 +69,7 @@ def regular_points(count: int) -> Tensor:
 
 
 def _regular(points: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The regular control points of ``points`` and their system, in ``dtype``."""
+    """The regular control points of ``points`` in ``dtype`` and their system in float64."""
     args = operator.index(points.shape[1]), dtype, points.device  # a symbolic size becomes a number
     if _traced(points):
         return torch.ops.fastdl.tps_regular(*args)
@@ -81,7 +82,7 @@ def _kept(count: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor,
     with torch.inference_mode(False), torch.no_grad():
         controls = regular_points(count)
         system = reference.tps_system(controls).contiguous()
-        return controls.to(dtype).to(device), system.to(dtype).to(device)
+        return controls.to(dtype).to(device), system.to(device)
 
 
 # What is traced asks an op: a tensor of the cache would not mix with its own.
@@ -91,8 +92,8 @@ library.impl("tps_regular", lambda *args: tuple(t.clone() for t in _kept(*args))
 
 @torch.library.register_fake("fastdl::tps_regular", lib=library)
 def _fake(count: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    options = {"dtype": dtype, "device": device}
-    return torch.empty(count, 2, **options), torch.empty(count, 3 + count, **options)
+    controls = torch.empty(count, 2, dtype=dtype, device=device)
+    return controls, torch.empty(count, 3 + count, dtype=torch.float64, device=device)
 
 
 def _check(
