@@ -3,9 +3,11 @@
 //   affine_grid_sample_forward.cpp       out[q] = sum over p of weight(p, q) input[p]
 //   affine_grid_sample_grad_theta.cpp    grad_theta = sum over q and c of grad_out[q] d out[q] / d theta
 //   affine_grid_sample_grad_input.cpp    grad_input[p] = sum over q of weight(p, q) grad_out[q]
-//   affine_grid_sample_map.h             where q samples; padding; the pixels around it
-//   affine_grid_sample_tiles.h           tiles of output and their part of the input
-//   affine_grid_sample_pixels.h          pixels from and to tensors of any layout and dtype
+//   affine_grid_sample_map.h             where q samples
+//   sampling_forward.h, sampling_grad_theta.h, sampling_grad_input.h    the same for any map
+//   sampling_geometry.h                  the pixels; padding; the four around a point
+//   sampling_tiles.h                     tiles of output and their part of the input
+//   sampling_pixels.h                    pixels from and to tensors of any layout and dtype
 #include "../affine_grid_sample.h"
 
 #include <cstring>

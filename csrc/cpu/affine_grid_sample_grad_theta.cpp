@@ -3,8 +3,9 @@
 //   grad_theta = sum over output pixels and channels of grad_out (d out / d (ix, iy)) slope scale (xn, yn, 1)
 //
 // Each tile's six sums over its pixels, in lanes; then over lanes; then over the tiles of a sample in order.
+#include "affine_grid_sample_map.h"
 #include "affine_grid_sample_parts.h"
-#include "affine_grid_sample_tiles.h"
+#include "sampling_grad_theta.h"
 
 namespace fastdl::cpu::affine {
 namespace {
@@ -27,50 +28,37 @@ struct Sums {
 };
 
 template <int B>
-void sum_chunk(const Chunk& chunk, const Cells& cells, const float* grad, Sums<typename Lanes<B>::V>& sums) {
-  using L = Lanes<B>;
-  using V = typename L::V;
-  const int64_t row = chunk.row * B;
-  Sums<V> here;  // a chunk at a time: shorter sums round less
-  for (int i = 0; i < cells.count; ++i) {
-    const float* tap = chunk.image + (cells.y[i] * chunk.row + cells.x[i]) * B;
-    const V v00 = L::load(tap), v01 = L::load(tap + B), v10 = L::load(tap + row),
-            v11 = L::load(tap + row + B);
-    const float fx = cells.fx[i], fy = cells.fy[i];
-    const V g = L::load(grad + i * B);
-    const V gx = g * L::fma(v11 - v10, L::splat(fy), (v01 - v00) * (1.0f - fy)) * cells.slope_x[i];
-    const V gy = g * L::fma(v11 - v01, L::splat(fx), (v10 - v00) * (1.0f - fx)) * cells.slope_y[i];
-    here.add(gx, gy, L::splat(cells.xn[i]), L::splat(cells.yn[i]));
-  }
-  sums.add(here);
-}
+class Sum {
+ public:
+  explicit Sum(float* partial) : partial_(partial) {}
 
-// The same for one channel: lanes are pixels.
-void sum_chunk_of_one(const Chunk& chunk, const Cells& cells, const float* grad, Sums<Vec>& sums) {
-  Sums<Vec> here;
-  for (int i = 0; i < cells.count; i += kWidth) {
-    Vec v[4];
-    load_taps(chunk.image, chunk.row, cells, i, v);
-    const Vec fx = load(cells.fx + i), fy = load(cells.fy + i), g = load(grad + i);
-    Vec gx = g * fma(v[3] - v[2], fy, (v[1] - v[0]) * (1.0f - fy)) * load(cells.slope_x + i);
-    Vec gy = g * fma(v[3] - v[1], fx, (v[2] - v[0]) * (1.0f - fx)) * load(cells.slope_y + i);
-    const IVec real = iota() < cells.count - i;
-    gx = select(real, gx, Vec{});
-    gy = select(real, gy, Vec{});
-    here.add(gx, gy, load(cells.xn + i), load(cells.yn + i));
+  void add(const Chunk& chunk, const Cells& cells, const float* grad) {
+    Sums<V> here;  // a chunk at a time: shorter sums round less
+    V gx, gy;
+    if constexpr (B == 1) {  // lanes are pixels
+      for (int i = 0; i < cells.count; i += kWidth) {
+        coordinate_gradient_of_one(chunk, cells, i, grad, gx, gy);
+        here.add(gx, gy, load(cells.xn + i), load(cells.yn + i));
+      }
+    } else {
+      for (int i = 0; i < cells.count; ++i) {
+        coordinate_gradient<B>(chunk, cells, i, grad, gx, gy);
+        here.add(gx, gy, Lanes<B>::splat(cells.xn[i]), Lanes<B>::splat(cells.yn[i]));
+      }
+    }
+    sums_.add(here);
   }
-  sums.add(here);
-}
 
-template <class V>
-float sum_lanes(V v) {
-  constexpr int kLanes = sizeof(V) / sizeof(float);
-  float lanes[kLanes];
-  std::memcpy(lanes, &v, sizeof v);
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
-}
+  void finish(int64_t tile) {
+    for (int k = 0; k < 6; ++k) partial_[tile * 6 + k] = sum_lanes(sums_.v[k]);
+    sums_ = {};
+  }
+
+ private:
+  using V = std::conditional_t<B == 1, Vec, typename Lanes<B>::V>;
+  Sums<V> sums_;
+  float* partial_;  // [tiles][6]
+};
 
 void store_element(const Tensor& t, int64_t index, float value) {
   with_float(t.dtype, [&](auto type) {
@@ -86,33 +74,13 @@ const char* sum_grad_theta(const AffineGridSampleBackward& p, Context* context) 
   Geometry g;
   if (!make_geometry(g, p.input, grad_out.size[2], grad_out.size[3], p.mode, p.padding_mode, p.align_corners,
                      context))
-    return "affine_grid_sample: out of memory";
+    return kNoMemory;
   const Tiles t = make_tiles(g, grad_out.size[0], grad_out.size[1], context);
-  const int64_t floats = scratch_floats(g, t);
-  float* scratch = static_cast<float*>(context->allocate(context, (t.threads * floats + t.count() * 6) * 4));
-  if (scratch == nullptr) return "affine_grid_sample: out of memory";
-  float* partial = scratch + t.threads * floats;  // [tiles][6]
-  const Locate locate = locate_for(g, true);
-
-  with_block(t.block, [&](auto block) {
-    constexpr int B = decltype(block)::value;
-    using V = std::conditional_t<B == 1, Vec, typename Lanes<B>::V>;
-    on_threads(context, t.threads, t.count(), [&](int64_t thread, int64_t index) {
-      Cells cells{};
-      Sums<V> sums;
-      alignas(64) float grad[kChunk * B + kWidth] = {};
-      auto add = [&](const Chunk& at, const Cells& cells) {
-        read_area<B>(grad_out, at.n, at.c, at.h, at.w, at.w0, at.w1, cells.count, grad);
-        if constexpr (B == 1) {
-          sum_chunk_of_one(at, cells, grad, sums);
-        } else {
-          sum_chunk<B>(at, cells, grad, sums);
-        }
-      };
-      for_each_chunk<B>(g, t, index, p.input, p.theta, locate, cells, scratch + thread * floats, add);
-      for (int k = 0; k < 6; ++k) partial[index * 6 + k] = sum_lanes(sums.v[k]);
-    });
-  });
+  float* partial = static_cast<float*>(context->allocate(context, t.count() * 6 * 4));  // [tiles][6]
+  if (partial == nullptr) return kNoMemory;
+  const AffineMaps maps = {g, p.theta, locate_for(g, true)};
+  auto make = [&](auto block, int64_t) { return Sum<decltype(block)::value>(partial); };
+  if (!sum_tiles(g, t, p.input, grad_out, maps, make, context)) return kNoMemory;
   for (int64_t n = 0; n < t.n; ++n) {
     for (int k = 0; k < 6; ++k) {
       float total = 0.0f;

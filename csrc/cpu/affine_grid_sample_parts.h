@@ -5,6 +5,8 @@
 
 namespace fastdl::cpu::affine {
 
+inline const char* kNoMemory = "affine_grid_sample: out of memory";
+
 const char* sample(const AffineGridSampleForward& p, Context* context);
 const char* sum_grad_theta(const AffineGridSampleBackward& p, Context* context);
 const char* scatter_grad_input(const AffineGridSampleBackward& p, Context* context);

@@ -1,4 +1,4 @@
-// affine_grid_sample: pixels between tensors of any layout and dtype and [pixels][B] floats, B channels side
+// Sampling an image: pixels between tensors of any layout and dtype and [pixels][B] floats, B channels side
 // by side.
 //
 // B is 1, 4, 8 or 16; channels that the tensor lacks are zeros. All arithmetic happens on such blocks.
@@ -14,7 +14,7 @@
 #include "dispatch.h"
 #include "vec.h"
 
-namespace fastdl::cpu::affine {
+namespace fastdl::cpu::sampling {
 
 template <int B>
 struct VectorOf;
@@ -271,4 +271,4 @@ void read_area(const Tensor& t, int64_t n, int64_t c, int64_t h, int64_t w, int6
   }
 }
 
-}  // namespace fastdl::cpu::affine
+}  // namespace fastdl::cpu::sampling

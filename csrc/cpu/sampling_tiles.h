@@ -1,4 +1,4 @@
-// affine_grid_sample: tiles of output, each with the part of the input that it samples copied next to each
+// Sampling an image: tiles of output, each with the part of the input that it samples copied next to each
 // other.
 //
 // A tile's part of the input, B channels of it, is packed as [rows][columns][B] floats in a frame of zeros,
@@ -8,12 +8,26 @@
 //
 // One channel alone is packed as cells, [rows][columns][4]: the four taps of the sample whose first tap that
 // pixel is.
+//
+// An op says where its output samples by its Maps,
+//
+//   int64_t tile_pixels()              make_tiles' limit
+//   int64_t floats(pixels)             scratch of a sampler that enters at most so many pixels at a time
+//   Sampler sampler(pixels, scratch)
+//   Box reach(n)                       the input pixels that sample n may sample
+//
+// which give each thread a Sampler:
+//
+//   enter(n, h0, h1, w0, w1)        what follows is about these rows and columns of sample n's output
+//   Box sampled()                   the input pixels that they may sample
+//   count_in(box)                   cells are counted in this box
+//   locate(h, w, count, cells)      the cells of `count` <= kChunk pixels from (h, w) on, right and then down
 #pragma once
 
-#include "affine_grid_sample_map.h"
-#include "affine_grid_sample_pixels.h"
+#include "sampling_geometry.h"
+#include "sampling_pixels.h"
 
-namespace fastdl::cpu::affine {
+namespace fastdl::cpu::sampling {
 
 struct Tiles {
   int64_t n, channels;
@@ -31,7 +45,9 @@ struct Tiles {
 constexpr int64_t kPackedBytes = 512 << 10;  // stays in the second cache
 constexpr int64_t kAloneElements = 1 << 13;  // less is not worth a second thread
 
-inline Tiles make_tiles(const Geometry& g, int64_t n, int64_t channels, const Context* context) {
+// `pixels`: at most so many in a tile, unless one row has more.
+inline Tiles make_tiles(const Geometry& g, int64_t n, int64_t channels, const Context* context,
+                        int64_t pixels = INT64_MAX) {
   Tiles t;
   t.n = n, t.channels = channels;
   t.block = block_of(channels);
@@ -41,7 +57,7 @@ inline Tiles make_tiles(const Geometry& g, int64_t n, int64_t channels, const Co
                        : t.block == 16                                          ? 64
                                                                                 : 128;
   t.width = std::min(g.ow, side);
-  t.height = std::min(g.oh, side);
+  t.height = std::min({g.oh, side, std::max<int64_t>(1, pixels / t.width)});
   t.columns = (g.ow + t.width - 1) / t.width;
   const bool alone = n * channels * g.oh * g.ow < kAloneElements;
   t.threads = alone ? 1 : std::max(context->num_threads, 1);
@@ -139,36 +155,40 @@ struct Chunk {
   int64_t row;
 };
 
-// Scratch of a thread.
-inline int64_t scratch_floats(const Geometry& g, const Tiles& t) {
-  return (t.packed_floats() + products_size(g) + 2 * (g.iw + 64) + kWidth - 1) / kWidth * kWidth;
+// Scratch of a thread: for_each_chunk's, then its sampler's.
+inline int64_t tile_floats(const Geometry& g, const Tiles& t) {
+  return (t.packed_floats() + 2 * (g.iw + 64) + kWidth - 1) / kWidth * kWidth;
+}
+template <class Maps>
+int64_t scratch_floats(const Geometry& g, const Tiles& t, const Maps& maps) {
+  return tile_floats(g, t) + (maps.floats(t.height * t.width) + kWidth - 1) / kWidth * kWidth;
 }
 
 // f(chunk, cells) for the chunks of tile `index`.
-template <int B, class F>
-void for_each_chunk(const Geometry& g, const Tiles& t, int64_t index, const Tensor& input,
-                    const Tensor& theta, Locate locate, Cells& cells, float* scratch, const F& f) {
+template <int B, class Sampler, class F>
+FASTDL_INLINE void for_each_chunk(const Geometry& g, const Tiles& t, int64_t index, const Tensor& input,
+                                  Sampler& sampler, Cells& cells, float* scratch, const F& f) {
   const int64_t n = index / t.per_sample(), tile = index % (t.rows * t.columns);
   const int64_t c = index % t.per_sample() / (t.rows * t.columns) * B;
   const int64_t h0 = tile / t.columns * t.height, h1 = std::min(h0 + t.height, g.oh);
   const int64_t w0 = tile % t.columns * t.width, w1 = std::min(w0 + t.width, g.ow);
   const int64_t image = input.size[0] == 1 ? 0 : n;
 
-  const Theta values = theta_of(theta, n);
-  Box box = sampled_box(g, values, h0, h1, w0, w1);
+  sampler.enter(n, h0, h1, w0, w1);
+  Box box = sampler.sampled();
   const bool packed = framed_area(box) <= t.area;
   if (packed) {
     pack<B>(input, image, c, box, scratch + t.packed_floats(), scratch);
   } else {
     box = {0, 0, g.iw, g.ih};
   }
-  const Map map = make_map(g, values, box, scratch + t.packed_floats());
+  sampler.count_in(box);
   const int64_t row = packed ? framed_width(box) : kTapsRow;
   const bool joined = w1 - w0 == g.ow;  // the next row follows in the output's memory
   for (int64_t h = h0, w = w0; h < h1;) {
     const int64_t left = joined ? (h1 - h) * g.ow - w : w1 - w;
     const int count = static_cast<int>(std::min<int64_t>(left, kChunk));
-    locate(map, h, w, w0, w1, count, cells);
+    sampler.locate(h, w, count, cells);
     if (!packed) pack_taps<B>(input, image, c, box, cells, scratch);
     f(Chunk{n, c, h, w, w0, w1, scratch, row}, cells);
     w += count;
@@ -177,30 +197,20 @@ void for_each_chunk(const Geometry& g, const Tiles& t, int64_t index, const Tens
   }
 }
 
-// f(thread, index) for all `count` tiles: each thread has a run of them and calls itself by a number.
+// f(thread, first, end): each thread's run of all `count` tiles; a thread calls itself by a number.
 template <class F>
 void on_threads(const Context* context, int threads, int64_t count, const F& f) {
   threads = static_cast<int>(std::min<int64_t>(threads, count));
   parallel(context, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t thread = begin; thread < end; ++thread)
-      for (int64_t i = count * thread / threads; i < count * (thread + 1) / threads; ++i) f(thread, i);
+      f(thread, count * thread / threads, count * (thread + 1) / threads);
   });
 }
 
-// The taps of kWidth cells of an image of one channel: v[0] v[1] above v[2] v[3].
-FASTDL_INLINE void load_taps(const float* image, int64_t row, const Cells& cells, int i, Vec v[4]) {
-  alignas(64) int32_t offset[kWidth];
-  store(offset, (load(cells.y + i) * static_cast<int32_t>(row) + load(cells.x + i)) * 4);
-  auto cell = [&](int k) { return image + offset[k]; };
-  // v[k]: cells k, k + 4, k + 8, k + 12; then 4x4 blocks are transposed
+// Four floats of each of kWidth pixels, a[k] those of pixels k, k + 4, k + 8, ...: v[j] is float j of all of
+// them.
+FASTDL_INLINE void transpose_quads(const Vec a[4], Vec v[4]) {
 #if defined(__AVX512F__)
-  __m512 a[4];
-  for (int k = 0; k < 4; ++k) {
-    a[k] = _mm512_castps128_ps512(_mm_loadu_ps(cell(k)));
-    a[k] = _mm512_insertf32x4(a[k], _mm_loadu_ps(cell(k + 4)), 1);
-    a[k] = _mm512_insertf32x4(a[k], _mm_loadu_ps(cell(k + 8)), 2);
-    a[k] = _mm512_insertf32x4(a[k], _mm_loadu_ps(cell(k + 12)), 3);
-  }
   const __m512d b0 = _mm512_castps_pd(_mm512_unpacklo_ps(a[0], a[1])),
                 b1 = _mm512_castps_pd(_mm512_unpackhi_ps(a[0], a[1]));
   const __m512d b2 = _mm512_castps_pd(_mm512_unpacklo_ps(a[2], a[3])),
@@ -210,9 +220,6 @@ FASTDL_INLINE void load_taps(const float* image, int64_t row, const Cells& cells
   v[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b1, b3));
   v[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b1, b3));
 #elif defined(__AVX2__)
-  __m256 a[4];
-  for (int k = 0; k < 4; ++k)
-    a[k] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(cell(k))), _mm_loadu_ps(cell(k + 4)), 1);
   const __m256d b0 = _mm256_castps_pd(_mm256_unpacklo_ps(a[0], a[1])),
                 b1 = _mm256_castps_pd(_mm256_unpackhi_ps(a[0], a[1]));
   const __m256d b2 = _mm256_castps_pd(_mm256_unpacklo_ps(a[2], a[3])),
@@ -222,9 +229,29 @@ FASTDL_INLINE void load_taps(const float* image, int64_t row, const Cells& cells
   v[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(b1, b3));
   v[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(b1, b3));
 #else
-  for (int k = 0; k < kWidth; ++k)
-    for (int tap = 0; tap < 4; ++tap) v[tap][k] = cell(k)[tap];
+  for (int j = 0; j < 4; ++j) v[j] = Vec{a[0][j], a[1][j], a[2][j], a[3][j]};
 #endif
 }
 
-}  // namespace fastdl::cpu::affine
+// The taps of kWidth cells of an image of one channel: v[0] v[1] above v[2] v[3].
+FASTDL_INLINE void load_taps(const float* image, int64_t row, const Cells& cells, int i, Vec v[4]) {
+  alignas(64) int32_t offset[kWidth];
+  store(offset, (load(cells.y + i) * static_cast<int32_t>(row) + load(cells.x + i)) * 4);
+  auto cell = [&](int k) { return image + offset[k]; };
+  Vec a[4];
+  for (int k = 0; k < 4; ++k) {
+#if defined(__AVX512F__)
+    __m512 quads = _mm512_castps128_ps512(_mm_loadu_ps(cell(k)));
+    quads = _mm512_insertf32x4(quads, _mm_loadu_ps(cell(k + 4)), 1);
+    quads = _mm512_insertf32x4(quads, _mm_loadu_ps(cell(k + 8)), 2);
+    a[k] = _mm512_insertf32x4(quads, _mm_loadu_ps(cell(k + 12)), 3);
+#elif defined(__AVX2__)
+    a[k] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(cell(k))), _mm_loadu_ps(cell(k + 4)), 1);
+#else
+    a[k] = load(cell(k));
+#endif
+  }
+  transpose_quads(a, v);
+}
+
+}  // namespace fastdl::cpu::sampling
