@@ -13,7 +13,7 @@ import torch
 
 from fastdl.backends import OPS
 
-from . import affine_grid_sample, batch_norm, conv2d, cross_entropy, max_pool2d
+from . import affine_grid_sample, batch_norm, conv2d, cross_entropy, max_pool2d, tps_grid_sample
 from . import models as _models
 from .case import DIRECTIONS, LAYOUTS, Case
 from .models import Step
@@ -54,6 +54,7 @@ _TABLES: dict[str, Any] = {
     "cross_entropy": cross_entropy,
     "max_pool2d": max_pool2d,
     "affine_grid_sample": affine_grid_sample,
+    "tps_grid_sample": tps_grid_sample,
 }
 assert tuple(_TABLES) == OPS
 

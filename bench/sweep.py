@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import affine_grid_sample, batch_norm, conv2d, cross_entropy, max_pool2d
+from . import affine_grid_sample, batch_norm, conv2d, cross_entropy, max_pool2d, tps_grid_sample
 from .case import Case
 
 _BOTH = {"forward": None, "both": None}
@@ -44,6 +44,12 @@ SWEEPS: dict[str, dict[str, list[Case]]] = {
             affine_grid_sample.sampler((n, 1, 28, 28), _BOTH) for n in (1, 4, 16, 64, 256, 1024)
         ],
         "image, 4x3 of": [affine_grid_sample.sampler((4, 3, p, p), _BOTH) for p in (16, 32, 64, 128, 256)],
+    },
+    "tps_grid_sample": {
+        "number of splines, 1x48x48": [
+            tps_grid_sample.sampler((n, 1, 48, 48), _BOTH) for n in (1, 4, 16, 64, 256)
+        ],
+        "image, 4x3 of": [tps_grid_sample.sampler((4, 3, p, p), _BOTH) for p in (16, 32, 64, 128, 256)],
     },
 }
 
