@@ -9,9 +9,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from fastdl import experiments, models
-from fastdl.experiments import seeing
+from fastdl import data, experiments, models
+from fastdl.experiments import matching, seeing
 from fastdl.experiments.lottery import _pruned
+from fastdl.models import geomatch
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("mlxtend")
@@ -57,6 +58,18 @@ def test_critical_points_decide_alone():
     kept = competing[0, :, :, 0].argmax(1).unique()
     assert 1 < len(kept) < x.shape[2]
     torch.testing.assert_close(seeing.with_transforms(model, x[:, :, kept], transforms)[1], logits)
+
+
+def test_what_an_affine_stage_leaves_is_for_the_next():
+    """Where it took the grid and where the next stage is to take it from there end where they should."""
+    theta = torch.tensor([0.9, 0.2, 0.1, -0.3, 1.1, 0.2]).repeat(3, 1)
+    a, b, wanted = torch.rand(3, 1, 48, 48), torch.rand(3, 1, 48, 48), torch.rand(3, 81, 2) - 0.5
+    split = data.Split((a, b), (wanted,))
+    rest = matching.remaining(data.Data(split, split, lambda *batch: batch[:2]), lambda a, b: theta)
+    for (aligned, kept), (target,) in (rest.test, rest.draw(*split, torch.Generator())):
+        torch.testing.assert_close(geomatch.map_points(theta, target), wanted)
+        torch.testing.assert_close(aligned, geomatch.Warp("affine", 48, "reflection")(a, theta))
+        assert kept is b
 
 
 def test_the_page_says_what_the_runs_said():
