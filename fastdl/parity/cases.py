@@ -284,7 +284,7 @@ def _tps_grid_sample() -> list[Case]:
         name: str,
         x: tuple[int, ...],
         why: str,
-        batch: int = 2,
+        batch: int = 4,
         side: int = 3,
         scale: float = 1.0,
         bend: float = 0.2,
@@ -293,6 +293,7 @@ def _tps_grid_sample() -> list[Case]:
         controls: Draw | None = None,
         **options: Any,
     ) -> Case:
+        # of four samples: the gradient of a few points alone hangs on torch's luck with roundings
         # a regular grid, turned a little, scaled, and every point moved at random
         def points(generator: torch.Generator) -> Tensor:
             line = torch.linspace(-scale, scale, side)
@@ -308,22 +309,22 @@ def _tps_grid_sample() -> list[Case]:
         return Case("tps_grid_sample", name, inputs, options, grads, keep=keep, why=why)
 
     return [
-        case("3x3 points", (2, 3, 10, 12), "the usual warp"),
-        case("3x3 points, align_corners", (2, 3, 10, 12), "", align_corners=True),
-        case("2x2 points", (2, 2, 9, 9), "few control points", side=2),
+        case("3x3 points", (4, 3, 10, 12), "the usual warp"),
+        case("3x3 points, align_corners", (4, 3, 10, 12), "", align_corners=True),
+        case("2x2 points", (4, 2, 9, 9), "few control points", side=2),
         case("5x5 points", (1, 2, 9, 11), "more of them than a vector has lanes", batch=1, side=5, bend=0.05),
-        case("points of one's own", (2, 2, 9, 10), "not a square grid, not regular",
+        case("points of one's own", (4, 2, 9, 10), "not a square grid, not regular",
              controls=lambda g: regular_points(9).float() + 0.3 * torch.rand(9, 2, generator=g)),
-        case("strong bend", (2, 2, 9, 9), "folds: an input pixel is sampled from several places", bend=0.6),
-        case("zoom in", (2, 1, 9, 9), "many outputs per input pixel", scale=0.3, bend=0.05),
-        case("zoom out", (2, 2, 12, 12), "most samples outside", scale=3.0),
-        case("border", (2, 2, 8, 9), "", scale=1.5, padding_mode="border"),
-        case("reflection", (2, 2, 8, 9), "", scale=1.8, padding_mode="reflection"),
-        case("reflection, align_corners", (2, 2, 8, 9), "", scale=1.8, padding_mode="reflection",
+        case("strong bend", (4, 2, 9, 9), "folds: an input pixel is sampled from several places", bend=0.6),
+        case("zoom in", (4, 1, 9, 9), "many outputs per input pixel", scale=0.3, bend=0.05),
+        case("zoom out", (4, 2, 12, 12), "most samples outside", scale=3.0),
+        case("border", (4, 2, 8, 9), "", scale=1.5, padding_mode="border"),
+        case("reflection", (4, 2, 8, 9), "", scale=1.8, padding_mode="reflection"),
+        case("reflection, align_corners", (4, 2, 8, 9), "", scale=1.8, padding_mode="reflection",
              align_corners=True),
-        case("nearest", (2, 3, 9, 9), "", grads=("input",), mode="nearest"),
+        case("nearest", (4, 3, 9, 9), "", grads=("input",), mode="nearest"),
         case("one image, three splines", (1, 2, 9, 9), "broadcast", batch=3),
-        case("larger output", (2, 2, 6, 6), "size of its own", size=(11, 9)),
+        case("larger output", (4, 2, 6, 6), "size of its own", size=(11, 9)),
         case("many channels", (1, 40, 6, 6), "channels beyond one block", batch=1),
         case("many tiles", (1, 2, 40, 37), "several blocks of pixels", batch=1),
     ]  # fmt: skip
