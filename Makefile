@@ -9,6 +9,7 @@ JOBS   ?= 2
 OUT    ?= bench/results/local
 PARTS  ?=
 SOURCES = $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.*)
+CPP     = $(foreach ending,h cpp cu cuh,*.$(ending) */*.$(ending))
 
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps
 
@@ -44,9 +45,11 @@ test: $(READY) ## the tests, but for the slow ones (those that need a GPU run wh
 test-slow: $(READY) $(EXTRAS) ## the slow tests
 	$(PYTEST) -m slow $(PARALLEL)
 
-lint: $(READY) ## ruff, both ways
+lint: $(READY) ## ruff, both ways; clang-format
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
+	@echo clang-format --dry-run --Werror
+	@$(PY) -c "from clang_format import clang_format as run; run()" --dry-run --Werror $(wildcard $(addprefix csrc/,$(CPP)) $(addprefix tests/emulation/,$(CPP)))
 
 docs: $(READY) ## the pages as a site, in build/docs
 	$(PY) -m mkdocs --version > /dev/null 2>&1 || $(INSTALL_DOCS)

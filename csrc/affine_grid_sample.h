@@ -1,4 +1,5 @@
-// affine_grid_sample: grid_sample(input, affine_grid(theta)) without the grid. See docs/ops/affine_grid_sample.md.
+// affine_grid_sample: grid_sample(input, affine_grid(theta)) without the grid. See
+// docs/ops/affine_grid_sample.md.
 #pragma once
 
 #include "library.h"
@@ -27,5 +28,7 @@ struct AffineGridSampleBackward {
 
 }  // namespace fastdl
 
-FASTDL_EXPORT const char* fastdl_affine_grid_sample_forward(const fastdl::AffineGridSampleForward*, fastdl::Context*);
-FASTDL_EXPORT const char* fastdl_affine_grid_sample_backward(const fastdl::AffineGridSampleBackward*, fastdl::Context*);
+FASTDL_EXPORT const char* fastdl_affine_grid_sample_forward(const fastdl::AffineGridSampleForward*,
+                                                            fastdl::Context*);
+FASTDL_EXPORT const char* fastdl_affine_grid_sample_backward(const fastdl::AffineGridSampleBackward*,
+                                                             fastdl::Context*);

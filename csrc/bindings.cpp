@@ -12,7 +12,7 @@ void define_calls(py::module_& m);  // calls.cpp
 
 namespace {
 
-// -------------------------------------------------------------------- the ops, with the arguments of Python
+// ----------------------------------------------------------- the ops, with the arguments of Python
 
 void max_pool2d_forward(const Library& library, const at::Tensor& x, const at::Tensor& out,
                         const Optional& offsets, Pair kernel_size, Pair stride, Pair padding, Pair dilation) {
@@ -35,10 +35,21 @@ void batch_norm_forward(const Library& library, const at::Tensor& x, const Optio
                         const Optional& running_var, const at::Tensor& out, const Optional& mean,
                         const Optional& invstd, const Optional& mask, bool training, double momentum,
                         double eps, const std::string& activation, double activation_param) {
-  BatchNormForward p{view(x),      view(weight),    view(bias),        view(residual),
-                     view(running_mean), view(running_var), view(out), view(mean),
-                     view(invstd), view(mask),      training,          momentum,
-                     eps,          activation_of(activation), static_cast<float>(activation_param)};
+  BatchNormForward p{view(x),
+                     view(weight),
+                     view(bias),
+                     view(residual),
+                     view(running_mean),
+                     view(running_var),
+                     view(out),
+                     view(mean),
+                     view(invstd),
+                     view(mask),
+                     training,
+                     momentum,
+                     eps,
+                     activation_of(activation),
+                     static_cast<float>(activation_param)};
   py::gil_scoped_release release;
   library.run("batch_norm_forward", p, x);
 }
@@ -49,10 +60,21 @@ void batch_norm_backward(const Library& library, const at::Tensor& grad_out, con
                          const Optional& grad_x, const Optional& grad_weight, const Optional& grad_bias,
                          const Optional& grad_residual, bool training, const std::string& activation,
                          double activation_param) {
-  BatchNormBackward p{view(grad_out),    view(x),         view(weight),        view(bias),
-                      view(out),         view(mean),      view(invstd),        view(mask),
-                      view(grad_x),      view(grad_weight), view(grad_bias),   view(grad_residual),
-                      training,          activation_of(activation), static_cast<float>(activation_param)};
+  BatchNormBackward p{view(grad_out),
+                      view(x),
+                      view(weight),
+                      view(bias),
+                      view(out),
+                      view(mean),
+                      view(invstd),
+                      view(mask),
+                      view(grad_x),
+                      view(grad_weight),
+                      view(grad_bias),
+                      view(grad_residual),
+                      training,
+                      activation_of(activation),
+                      static_cast<float>(activation_param)};
   py::gil_scoped_release release;
   library.run("batch_norm_backward", p, x);
 }
@@ -61,8 +83,9 @@ void cross_entropy_forward(const Library& library, const at::Tensor& input, cons
                            const Optional& weight, const at::Tensor& loss, const Optional& lse,
                            const at::Tensor& total_weight, int64_t ignore_index, double label_smoothing,
                            const std::string& reduction) {
-  CrossEntropyForward p{view(input), view(target),        view(weight), view(loss),      view(lse),
-                        view(total_weight), ignore_index, label_smoothing, reduction_of(reduction)};
+  CrossEntropyForward p{view(input),  view(target),    view(weight),
+                        view(loss),   view(lse),       view(total_weight),
+                        ignore_index, label_smoothing, reduction_of(reduction)};
   py::gil_scoped_release release;
   library.run("cross_entropy_forward", p, input);
 }
@@ -71,9 +94,9 @@ void cross_entropy_backward(const Library& library, const at::Tensor& grad_loss,
                             const at::Tensor& target, const Optional& weight, const at::Tensor& lse,
                             const at::Tensor& total_weight, const at::Tensor& grad_input,
                             int64_t ignore_index, double label_smoothing, const std::string& reduction) {
-  CrossEntropyBackward p{view(grad_loss), view(input),        view(target),     view(weight),
-                         view(lse),       view(total_weight), view(grad_input), ignore_index,
-                         label_smoothing, reduction_of(reduction)};
+  CrossEntropyBackward p{
+      view(grad_loss),    view(input),      view(target), view(weight),    view(lse),
+      view(total_weight), view(grad_input), ignore_index, label_smoothing, reduction_of(reduction)};
   py::gil_scoped_release release;
   library.run("cross_entropy_backward", p, input);
 }
@@ -91,8 +114,14 @@ void affine_grid_sample_backward(const Library& library, const at::Tensor& grad_
                                  const at::Tensor& theta, const Optional& grad_input,
                                  const Optional& grad_theta, const std::string& mode,
                                  const std::string& padding_mode, bool align_corners) {
-  AffineGridSampleBackward p{view(grad_out),   view(input),   view(theta), view(grad_input),
-                             view(grad_theta), mode_of(mode), padding_mode_of(padding_mode), align_corners};
+  AffineGridSampleBackward p{view(grad_out),
+                             view(input),
+                             view(theta),
+                             view(grad_input),
+                             view(grad_theta),
+                             mode_of(mode),
+                             padding_mode_of(padding_mode),
+                             align_corners};
   py::gil_scoped_release release;
   library.run("affine_grid_sample_backward", p, input);
 }
@@ -100,9 +129,9 @@ void affine_grid_sample_backward(const Library& library, const at::Tensor& grad_
 void tps_grid_sample_forward(const Library& library, const at::Tensor& input, const at::Tensor& theta,
                              const at::Tensor& control_points, const at::Tensor& out, const std::string& mode,
                              const std::string& padding_mode, bool align_corners) {
-  TPSGridSampleForward p{view(input),   view(theta),
-                         view(control_points), view(out),
-                         mode_of(mode), padding_mode_of(padding_mode), align_corners};
+  TPSGridSampleForward p{view(input),  view(theta),   view(control_points),
+                         view(out),    mode_of(mode), padding_mode_of(padding_mode),
+                         align_corners};
   py::gil_scoped_release release;
   library.run("tps_grid_sample_forward", p, input);
 }
@@ -111,9 +140,9 @@ void tps_grid_sample_backward(const Library& library, const at::Tensor& grad_out
                               const at::Tensor& theta, const at::Tensor& control_points,
                               const Optional& grad_input, const Optional& grad_theta, const std::string& mode,
                               const std::string& padding_mode, bool align_corners) {
-  TPSGridSampleBackward p{view(grad_out),       view(input),      view(theta),
-                          view(control_points), view(grad_input), view(grad_theta),
-                          mode_of(mode),        padding_mode_of(padding_mode), align_corners};
+  TPSGridSampleBackward p{view(grad_out),   view(input),      view(theta),   view(control_points),
+                          view(grad_input), view(grad_theta), mode_of(mode), padding_mode_of(padding_mode),
+                          align_corners};
   py::gil_scoped_release release;
   library.run("tps_grid_sample_backward", p, input);
 }
@@ -129,8 +158,8 @@ Conv2dBackward conv2d_backward_params(const at::Tensor& grad_out, const at::Tens
                                       const at::Tensor& weight, const Optional& grad_x,
                                       const Optional& grad_weight, Pair stride, Pair padding, Pair dilation,
                                       int64_t groups) {
-  return {view(grad_out), view(x), view(weight), view(grad_x), view(grad_weight),
-          convolution(stride, padding, dilation, groups, "", 0.0)};
+  return {view(grad_out), view(x),           view(weight),
+          view(grad_x),   view(grad_weight), convolution(stride, padding, dilation, groups, "", 0.0)};
 }
 
 Conv2dMaxPool2d conv2d_max_pool2d_params(const at::Tensor& x, const at::Tensor& weight, const Optional& bias,
@@ -177,9 +206,12 @@ void conv2d_epilogue(const Library& library, const at::Tensor& out, const Option
 void conv2d_epilogue_backward(const Library& library, const at::Tensor& grad_out, const Optional& out,
                               const Optional& grad_pre, const Optional& grad_bias,
                               const std::string& activation, double activation_param) {
-  Conv2dEpilogueBackward p{view(grad_out),  view(out),
-                           view(grad_pre),  view(grad_bias),
-                           activation_of(activation), static_cast<float>(activation_param)};
+  Conv2dEpilogueBackward p{view(grad_out),
+                           view(out),
+                           view(grad_pre),
+                           view(grad_bias),
+                           activation_of(activation),
+                           static_cast<float>(activation_param)};
   py::gil_scoped_release release;
   library.run("conv2d_epilogue_backward", p, grad_out);
 }

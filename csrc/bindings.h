@@ -32,7 +32,7 @@ namespace fastdl {
 using Pair = std::array<int64_t, 2>;
 using Optional = std::optional<at::Tensor>;
 
-// -------------------------------------------------------------------------- from Python's to the library's
+// ------------------------------------------------------------------ from Python's to the library's
 
 inline DType dtype_of(const at::Tensor& t) {
   switch (t.scalar_type()) {
@@ -110,7 +110,7 @@ inline Window window(const Pair& kernel_size, const Pair& stride, const Pair& pa
 }
 
 inline Convolution convolution(const Pair& stride, const Pair& padding, const Pair& dilation, int64_t groups,
-                        const std::string& activation, double activation_param) {
+                               const std::string& activation, double activation_param) {
   Convolution c;
   for (int i = 0; i < 2; ++i) {
     c.stride[i] = stride[i];
@@ -123,7 +123,7 @@ inline Convolution convolution(const Pair& stride, const Pair& padding, const Pa
   return c;
 }
 
-// -------------------------------------------------------------------------------------------------- calls
+// ------------------------------------------------------------------------------------------- calls
 
 // By the function that torch exports: at::parallel_for would be compiled in here, with the threads of
 // whatever OpenMP this file is linked with.

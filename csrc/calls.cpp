@@ -1,9 +1,10 @@
-// Whole calls in C++, autograd included: the short way of fastdl/ops for a plain call that a kernel library serves.
-// Small networks are bound by what a call costs before any kernel runs, and in C++ that is a tenth of Python's.
+// Whole calls in C++, autograd included: the short way of fastdl/ops for a plain call that a kernel library
+// serves. Small networks are bound by what a call costs before any kernel runs, and in C++ that is a tenth of
+// Python's.
 //
-// A function here returns None for whatever is not plain (an argument to complain of, a layout to copy, autocast,
-// transforms, tracing, ...): fastdl/ops then goes its own way, which knows everything. What both allocate and save
-// is the same; tests/test_short_way.py holds the results equal bit for bit.
+// A function here returns None for whatever is not plain (an argument to complain of, a layout to copy,
+// autocast, transforms, tracing, ...): fastdl/ops then goes its own way, which knows everything. What both
+// allocate and save is the same; tests/test_short_way.py holds the results equal bit for bit.
 #include "calls.h"
 
 namespace fastdl {
@@ -11,7 +12,7 @@ namespace {
 
 using at::Tensor;
 
-// --------------------------------------------------------------------------------------------------------- max_pool2d
+// -------------------------------------------------------------------------------------- max_pool2d
 
 struct PoolOptions {
   const Library* library;
@@ -71,7 +72,8 @@ py::object max_pool2d(const Library& library, const Tensor& x, py::handle kernel
   Window w = window(*k, *s, *p, *d);
   Pair output;
   for (int i = 0; i < 2; ++i) {
-    if (w.kernel_size[i] <= 0 || w.stride[i] <= 0 || w.dilation[i] <= 0 || w.padding[i] < 0) return py::none();
+    if (w.kernel_size[i] <= 0 || w.stride[i] <= 0 || w.dilation[i] <= 0 || w.padding[i] < 0)
+      return py::none();
     if (w.padding[i] > w.kernel_size[i] / 2 || w.kernel_size[i] > (1 << 24) || w.dilation[i] > (1 << 24))
       return py::none();
     output[i] = pool_output_size(x.size(2 + i), w, i, ceil_mode);
@@ -87,7 +89,7 @@ py::object max_pool2d(const Library& library, const Tensor& x, py::handle kernel
   return py::cast(out);
 }
 
-// ------------------------------------------------------------------------------------------------------ cross_entropy
+// ----------------------------------------------------------------------------------- cross_entropy
 
 struct LossOptions {
   const Library* library;
@@ -110,17 +112,17 @@ Loss loss_forward(const LossOptions& o, const Tensor& input, const Tensor& targe
                                             : at::empty({}, input.options()),
             at::empty(flat.sizes(), floats),
             o.reduction == Reduction::kMean ? at::empty({}, floats) : at::empty({0}, floats)};
-  CrossEntropyForward p{view(logits),   view(flat),         view(weight),   view(made.loss),
-                        view(made.lse), view(made.total_weight), o.ignore_index, o.label_smoothing,
-                        o.reduction};
+  CrossEntropyForward p{view(logits),    view(flat),        view(weight),
+                        view(made.loss), view(made.lse),    view(made.total_weight),
+                        o.ignore_index,  o.label_smoothing, o.reduction};
   o.library->run("cross_entropy_forward", p, input);
   if (o.reduction == Reduction::kNone) made.loss = made.loss.view(target.sizes());
   return made;
 }
 
 struct CrossEntropy : Function<CrossEntropy> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target, const Optional& weight,
-                        LossOptions o) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target,
+                        const Optional& weight, LossOptions o) {
     Loss made = loss_forward(o, input, target, weight);
     ctx->save_for_backward({input, target, or_undefined(weight), made.lse, made.total_weight});
     keep(ctx, std::move(o));
@@ -140,8 +142,9 @@ struct CrossEntropy : Function<CrossEntropy> {
       Tensor logits = rows_of(input), flat = target.reshape({input.size(0), -1});
       Tensor grad_logits = at::empty_like(logits);
       Tensor grad_loss = o.reduction == Reduction::kNone ? grads[0].reshape(flat.sizes()) : grads[0];
-      CrossEntropyBackward p{view(grad_loss), view(logits),   view(flat),        view_if(weight), view(saved[3]),
-                             view(saved[4]),  view(grad_logits), o.ignore_index, o.label_smoothing, o.reduction};
+      CrossEntropyBackward p{view(grad_loss),   view(logits),   view(flat),        view_if(weight),
+                             view(saved[3]),    view(saved[4]), view(grad_logits), o.ignore_index,
+                             o.label_smoothing, o.reduction};
       o.library->run("cross_entropy_backward", p, input);
       grad_input = grad_logits.view_as(input);
     }
@@ -162,17 +165,20 @@ bool in_range(const Tensor& target, int64_t classes, int64_t ignore_index) {
   return target.scalar_type() == at::kLong ? all(int64_t{}) : all(uint8_t{});
 }
 
-py::object cross_entropy(const Library& library, const Tensor& input, const Tensor& target, const Optional& weight,
-                         int64_t ignore_index, const std::string& reduction, double label_smoothing) {
+py::object cross_entropy(const Library& library, const Tensor& input, const Tensor& target,
+                         const Optional& weight, int64_t ignore_index, const std::string& reduction,
+                         double label_smoothing) {
   if (input.dim() < 2 || !is_plain_input(input) || !is_plain(target, input.device())) return py::none();
   if (target.scalar_type() != at::kLong && target.scalar_type() != at::kByte) return py::none();
-  if (target.dim() != input.dim() - 1 || target.size(0) != input.size(0) || !target.is_contiguous()) return py::none();
+  if (target.dim() != input.dim() - 1 || target.size(0) != input.size(0) || !target.is_contiguous())
+    return py::none();
   if (target.sizes().slice(1) != input.sizes().slice(2)) return py::none();
   if (!(label_smoothing >= 0.0 && label_smoothing <= 1.0)) return py::none();
   if (reduction != "none" && reduction != "mean" && reduction != "sum") return py::none();
   if (weight.has_value()) {
-    if (!is_plain(*weight, input.device()) || weight->scalar_type() != input.scalar_type() || weight->dim() != 1 ||
-        weight->size(0) != input.size(1) || !weight->is_contiguous() || weight->requires_grad())
+    if (!is_plain(*weight, input.device()) || weight->scalar_type() != input.scalar_type() ||
+        weight->dim() != 1 || weight->size(0) != input.size(1) || !weight->is_contiguous() ||
+        weight->requires_grad())
       return py::none();
   }
   // the complaint is Python's to word; a GPU is not waited for
@@ -188,7 +194,7 @@ py::object cross_entropy(const Library& library, const Tensor& input, const Tens
   return py::cast(loss);
 }
 
-// --------------------------------------------------------------------------------------------------------- batch_norm
+// -------------------------------------------------------------------------------------- batch_norm
 
 struct NormOptions {
   const Library* library;
@@ -218,7 +224,8 @@ Norm norm_forward(const NormOptions& o, const NormInputs& t, bool save) {
     made.invstd = at::empty_like(made.mean);
   }
   if (save && o.has_residual && o.activation == Activation::kReLU)
-    made.mask = at::empty({(t.x.numel() + 7) / 8}, t.x.options().dtype(at::kByte), at::MemoryFormat::Contiguous);
+    made.mask =
+        at::empty({(t.x.numel() + 7) / 8}, t.x.options().dtype(at::kByte), at::MemoryFormat::Contiguous);
   BatchNormForward p{view(t.x),
                      view(t.weight),
                      view(t.bias),
@@ -247,9 +254,10 @@ struct BatchNorm : Function<BatchNorm> {
                         const Optional& residual, const Optional& running_mean, const Optional& running_var,
                         NormOptions o) {
     Norm made = norm_forward(o, {x, weight, bias, residual, running_mean, running_var}, true);
-    const bool saves_out = o.has_residual && o.activation != Activation::kNone && o.activation != Activation::kReLU;
-    ctx->save_for_backward({x, or_undefined(weight), or_undefined(bias), saves_out ? made.out : Tensor(), made.mean,
-                            made.invstd, made.mask});
+    const bool saves_out =
+        o.has_residual && o.activation != Activation::kNone && o.activation != Activation::kReLU;
+    ctx->save_for_backward({x, or_undefined(weight), or_undefined(bias), saves_out ? made.out : Tensor(),
+                            made.mean, made.invstd, made.mask});
     keep(ctx, std::move(o));
     return made.out;
   }
@@ -271,21 +279,10 @@ struct BatchNorm : Function<BatchNorm> {
       if (o.needs[1]) found[1] = at::empty_like(weight);
       if (o.needs[2]) found[2] = at::empty_like(bias);
       if (o.needs[3] && !passed_on) found[3] = at::empty_like(x);
-      BatchNormBackward p{view(grad_out),
-                          view(x),
-                          view_if(weight),
-                          view_if(bias),
-                          view_if(saved[3]),
-                          view(saved[4]),
-                          view(saved[5]),
-                          view_if(saved[6]),
-                          view_if(found[0]),
-                          view_if(found[1]),
-                          view_if(found[2]),
-                          view_if(found[3]),
-                          o.training,
-                          o.activation,
-                          o.activation_param};
+      BatchNormBackward p{view(grad_out),    view(x),           view_if(weight),   view_if(bias),
+                          view_if(saved[3]), view(saved[4]),    view(saved[5]),    view_if(saved[6]),
+                          view_if(found[0]), view_if(found[1]), view_if(found[2]), view_if(found[3]),
+                          o.training,        o.activation,      o.activation_param};
       if (found[0].defined() || found[1].defined() || found[2].defined() || found[3].defined())
         o.library->run("batch_norm_backward", p, x);
       if (passed_on) found[3] = grad_out;
@@ -295,9 +292,9 @@ struct BatchNorm : Function<BatchNorm> {
 };
 
 py::object batch_norm(const Library& library, const Tensor& x, const Optional& running_mean,
-                      const Optional& running_var, const Optional& weight, const Optional& bias, bool training,
-                      double momentum, double eps, const Optional& residual, const std::string& activation,
-                      double activation_param) {
+                      const Optional& running_var, const Optional& weight, const Optional& bias,
+                      bool training, double momentum, double eps, const Optional& residual,
+                      const std::string& activation, double activation_param) {
   if (x.dim() < 2 || x.dim() > 5 || !is_plain_input(x) || !(eps > 0.0)) return py::none();
   const auto format = x.suggest_memory_format();
   if (!x.is_contiguous(format)) return py::none();
@@ -318,20 +315,27 @@ py::object batch_norm(const Library& library, const Tensor& x, const Optional& r
        residual->sizes() != x.sizes() || residual->strides() != x.strides()))
     return py::none();
   NormInputs t{x, weight, bias, residual, running_mean, running_var};
-  NormOptions o{&library, training, momentum, eps, activation_of(activation), static_cast<float>(activation_param),
-                activation, residual.has_value(),
+  NormOptions o{&library,
+                training,
+                momentum,
+                eps,
+                activation_of(activation),
+                static_cast<float>(activation_param),
+                activation,
+                residual.has_value(),
                 {needs_grad({x}), needs_grad({weight}), needs_grad({bias}), needs_grad({residual})}};
   const bool save = needs_grad({x, weight, bias, residual});
   Tensor out;
   {
     py::gil_scoped_release release;
-    out = save ? BatchNorm::apply(t.x, t.weight, t.bias, t.residual, t.running_mean, t.running_var, std::move(o))
+    out = save ? BatchNorm::apply(t.x, t.weight, t.bias, t.residual, t.running_mean, t.running_var,
+                                  std::move(o))
                : norm_forward(o, t, false).out;
   }
   return py::cast(out);
 }
 
-// ------------------------------------------------------------------------------------------------- affine_grid_sample
+// ------------------------------------------------------------------------------ affine_grid_sample
 
 struct SampleOptions {
   const Library* library;
@@ -365,8 +369,8 @@ struct AffineGridSample : Function<AffineGridSample> {
     variable_list found(2);
     if (at::GradMode::is_enabled()) {
       py::gil_scoped_acquire gil;
-      found = differentiable("affine_grid_sample", grads[0], input, theta, o.size, o.mode_name, o.padding_mode_name,
-                             o.align_corners);
+      found = differentiable("affine_grid_sample", grads[0], input, theta, o.size, o.mode_name,
+                             o.padding_mode_name, o.align_corners);
     } else {
       auto contiguous = at::MemoryFormat::Contiguous;
       if (ctx->needs_input_grad(0)) found[0] = at::empty(input.sizes(), input.options(), contiguous);
@@ -379,8 +383,8 @@ struct AffineGridSample : Function<AffineGridSample> {
   }
 };
 
-py::object affine_grid_sample(const Library& library, const Tensor& input, const Tensor& theta, int64_t n, int64_t c,
-                              int64_t height, int64_t width, const std::string& mode,
+py::object affine_grid_sample(const Library& library, const Tensor& input, const Tensor& theta, int64_t n,
+                              int64_t c, int64_t height, int64_t width, const std::string& mode,
                               const std::string& padding_mode, bool align_corners) {
   if (mode == "bicubic" || input.dim() != 4 || !is_plain_input(input)) return py::none();
   if (theta.dim() != 3 || theta.size(1) != 2 || theta.size(2) != 3 || theta.size(0) != n ||
@@ -390,8 +394,8 @@ py::object affine_grid_sample(const Library& library, const Tensor& input, const
   if ((mode != "bilinear" && mode != "nearest") ||
       (padding_mode != "zeros" && padding_mode != "border" && padding_mode != "reflection"))
     return py::none();
-  SampleOptions o{&library, mode_of(mode), padding_mode_of(padding_mode), align_corners, mode, padding_mode,
-                  {height, width}};
+  SampleOptions o{&library,     mode_of(mode),  padding_mode_of(padding_mode), align_corners, mode,
+                  padding_mode, {height, width}};
   const bool save = needs_grad({input, theta});
   Tensor out;
   {

@@ -1,4 +1,5 @@
-// What the short ways share (calls.cpp, calls_conv2d.cpp): which calls are plain, what their autograd nodes keep.
+// What the short ways share (calls.cpp, calls_conv2d.cpp): which calls are plain, what their autograd nodes
+// keep.
 #pragma once
 
 #include <ATen/autocast_mode.h>
@@ -18,23 +19,27 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-// ------------------------------------------------------------------------------------------------ what is a plain call
+// ---------------------------------------------------------------------------- what is a plain call
 
-inline bool is_kernel_dtype(at::ScalarType t) { return t == at::kFloat || t == at::kHalf || t == at::kBFloat16; }
+inline bool is_kernel_dtype(at::ScalarType t) {
+  return t == at::kFloat || t == at::kHalf || t == at::kBFloat16;
+}
 
 // No transform, mode or tracer looks at the calls of this thread.
 inline bool undisturbed(const c10::Device& device) {
   const auto tls = c10::impl::tls_local_dispatch_key_set();
   return !tls.included_.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) &&
-         !c10::impl::TorchDispatchModeTLS::any_modes_set() && !at::autocast::is_autocast_enabled(device.type()) &&
+         !c10::impl::TorchDispatchModeTLS::any_modes_set() &&
+         !at::autocast::is_autocast_enabled(device.type()) &&
          !torch::autograd::ForwardADLevel::try_get_by_idx(0) && !torch::jit::tracer::isTracing();
 }
 
 // An ordinary tensor in memory, on `device`.
 inline bool is_plain(const at::Tensor& t, const c10::Device& device) {
   return t.defined() && t.layout() == at::kStrided && t.device() == device && t.numel() > 0 &&
-         !t.key_set().has_any(c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Negative,
-                                                  c10::DispatchKey::Conjugate, c10::DispatchKey::ZeroTensor}));
+         !t.key_set().has_any(
+             c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Negative,
+                                  c10::DispatchKey::Conjugate, c10::DispatchKey::ZeroTensor}));
 }
 
 inline bool is_plain_input(const at::Tensor& t) {
@@ -42,8 +47,8 @@ inline bool is_plain_input(const at::Tensor& t) {
 }
 
 inline bool needs_grad(std::initializer_list<Optional> tensors) {
-  return at::GradMode::is_enabled() &&
-         std::any_of(tensors.begin(), tensors.end(), [](const Optional& t) { return t && t->requires_grad(); });
+  return at::GradMode::is_enabled() && std::any_of(tensors.begin(), tensors.end(),
+                                                   [](const Optional& t) { return t && t->requires_grad(); });
 }
 
 // An int for both axes, or two of them; nothing for anything else.
@@ -61,7 +66,7 @@ inline std::optional<Pair> pair(const py::handle& value) {
   return first && second ? std::optional<Pair>(Pair{*first, *second}) : std::nullopt;
 }
 
-// -------------------------------------------------------------------------------------------------- what nodes keep
+// --------------------------------------------------------------------------------- what nodes keep
 
 // A node's options: one typed value in autograd's context.
 template <class Options>
@@ -72,7 +77,8 @@ struct KeptOptions : torch::CustomClassHolder {
 
 template <class Options>
 void keep(AutogradContext* ctx, Options options) {
-  ctx->saved_data["options"] = c10::IValue::make_capsule(c10::make_intrusive<KeptOptions<Options>>(std::move(options)));
+  ctx->saved_data["options"] =
+      c10::IValue::make_capsule(c10::make_intrusive<KeptOptions<Options>>(std::move(options)));
 }
 
 template <class Options>
@@ -81,7 +87,8 @@ const Options& kept(AutogradContext* ctx) {
   return static_cast<KeptOptions<Options>*>(capsule.get())->options;  // the context keeps it alive
 }
 
-// The gradients with create_graph: fastdl.ops.<op>.differentiable_backward(...), in plain torch, which returns a list.
+// The gradients with create_graph: fastdl.ops.<op>.differentiable_backward(...), in plain torch, which
+// returns a list.
 template <class... Args>
 variable_list differentiable(const char* op, Args&&... args) {
   py::gil_scoped_acquire gil;

@@ -1,5 +1,6 @@
-// The short ways of conv2d and conv2d_max_pool2d (see calls.cpp), for what a library has direct kernels for. On the
-// CPU and with no backend named, torch's own convolution is a short way too: "auto" would come to it in any case.
+// The short ways of conv2d and conv2d_max_pool2d (see calls.cpp), for what a library has direct kernels for.
+// On the CPU and with no backend named, torch's own convolution is a short way too: "auto" would come to it
+// in any case.
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty_strided.h>
@@ -28,11 +29,13 @@ struct ConvOptions {
 
 at::MemoryFormat format_of(const Tensor& x, const Tensor& weight) {
   auto last = at::MemoryFormat::ChannelsLast;
-  return x.suggest_memory_format() == last || weight.suggest_memory_format() == last ? last
-                                                                                     : at::MemoryFormat::Contiguous;
+  return x.suggest_memory_format() == last || weight.suggest_memory_format() == last
+             ? last
+             : at::MemoryFormat::Contiguous;
 }
 
-// A dense tensor as at::empty would make it, for the questions of what is covered: its memory is never touched.
+// A dense tensor as at::empty would make it, for the questions of what is covered: its memory is never
+// touched.
 fastdl::Tensor imagined(at::IntArrayRef size, at::MemoryFormat format, const Tensor& like) {
   fastdl::Tensor t;
   t.data = reinterpret_cast<void*>(256);  // aligned as memory is
@@ -45,7 +48,7 @@ fastdl::Tensor imagined(at::IntArrayRef size, at::MemoryFormat format, const Ten
   return t;
 }
 
-// ------------------------------------------------------------------------------------------------------------- conv2d
+// ------------------------------------------------------------------------------------------ conv2d
 
 std::array<int64_t, 4> output_size(const Tensor& x, const Tensor& weight, const ConvOptions& o) {
   std::array<int64_t, 4> size = {x.size(0), weight.size(0), 0, 0};
@@ -63,7 +66,8 @@ Tensor conv_forward(const ConvOptions& o, const Tensor& x, const Tensor& weight,
   return out;
 }
 
-// The gradients of x and weight, those wanted, from that of the pre-activation: fastdl/native/conv2d.py's backward.
+// The gradients of x and weight, those wanted, from that of the pre-activation: fastdl/native/conv2d.py's
+// backward.
 std::pair<Tensor, Tensor> conv_gradients(const ConvOptions& o, const Tensor& grad, const Tensor& x,
                                          const Tensor& weight) {
   const auto format = format_of(x, weight);
@@ -87,8 +91,8 @@ std::pair<Tensor, Tensor> conv_gradients(const ConvOptions& o, const Tensor& gra
     }
   }
   if (left[0] || left[1]) {
-    auto found = at::convolution_backward(grad, x, weight, at::OptionalIntArrayRef(), o.stride, o.padding, o.dilation,
-                                          false, {0, 0}, o.groups, left);
+    auto found = at::convolution_backward(grad, x, weight, at::OptionalIntArrayRef(), o.stride, o.padding,
+                                          o.dilation, false, {0, 0}, o.groups, left);
     if (left[0]) grad_x = std::get<0>(found).contiguous(format);
     if (left[1] && std::get<1>(found).strides() == grad_weight.strides())
       grad_weight = std::get<1>(found);
@@ -129,8 +133,8 @@ struct Conv2d : Function<Conv2d> {
     variable_list found(3);
     if (at::GradMode::is_enabled()) {
       py::gil_scoped_acquire gil;
-      found = differentiable("conv2d", grads[0], x, weight, optional(bias), o.stride, o.padding, o.dilation, o.groups,
-                             o.activation, o.activation_param);
+      found = differentiable("conv2d", grads[0], x, weight, optional(bias), o.stride, o.padding, o.dilation,
+                             o.groups, o.activation, o.activation_param);
     } else {
       auto [grad, grad_bias] = epilogue_backward(o, grads[0], out, weight.size(0));
       auto [grad_x, grad_weight] = conv_gradients(o, grad, x, weight);
@@ -157,7 +161,13 @@ std::optional<ConvOptions> conv_options(const Library& library, const Tensor& x,
   if (bias && (!is_plain(*bias, x.device()) || bias->scalar_type() != x.scalar_type() || bias->dim() != 1 ||
                bias->size(0) != weight.size(0) || !bias->is_contiguous()))
     return std::nullopt;
-  ConvOptions o{&library, *s, *p, *d, groups, activation, activation_param,
+  ConvOptions o{&library,
+                *s,
+                *p,
+                *d,
+                groups,
+                activation,
+                activation_param,
                 {needs_grad({x}), needs_grad({weight}), needs_grad({bias})}};
   const auto size = output_size(x, weight, o);
   return size[2] > 0 && size[3] > 0 ? std::optional<ConvOptions>(o) : std::nullopt;
@@ -166,12 +176,14 @@ std::optional<ConvOptions> conv_options(const Library& library, const Tensor& x,
 py::object conv2d(const Library& library, const Tensor& x, const Tensor& weight, const Optional& bias,
                   py::handle stride, py::handle padding, py::handle dilation, int64_t groups,
                   const std::string& activation, double activation_param, bool automatic) {
-  auto o = conv_options(library, x, weight, bias, stride, padding, dilation, groups, activation, activation_param);
+  auto o =
+      conv_options(library, x, weight, bias, stride, padding, dilation, groups, activation, activation_param);
   if (!o) return py::none();
   Conv2dForward p{view(x), view(weight), view(bias),
                   imagined(output_size(x, weight, *o), format_of(x, weight), x), o->fused()};
   const bool direct = library.covers("conv2d_forward_covers", p, x);
-  if (!direct && !(automatic && x.is_cpu() && (activation.empty() || activation == "relu"))) return py::none();
+  if (!direct && !(automatic && x.is_cpu() && (activation.empty() || activation == "relu")))
+    return py::none();
   Tensor out;
   {
     py::gil_scoped_release release;
@@ -179,13 +191,14 @@ py::object conv2d(const Library& library, const Tensor& x, const Tensor& weight,
       out = at::conv2d(x, weight, bias, o->stride, o->padding, o->dilation, groups);
       if (activation == "relu") at::relu_(out);
     } else {
-      out = needs_grad({x, weight, bias}) ? Conv2d::apply(x, weight, bias, *o) : conv_forward(*o, x, weight, bias);
+      out = needs_grad({x, weight, bias}) ? Conv2d::apply(x, weight, bias, *o)
+                                          : conv_forward(*o, x, weight, bias);
     }
   }
   return py::cast(out);
 }
 
-// -------------------------------------------------------------------------------------------------- conv2d_max_pool2d
+// ------------------------------------------------------------------------------- conv2d_max_pool2d
 
 struct ConvPoolOptions {
   ConvOptions conv;
@@ -201,8 +214,15 @@ std::array<int64_t, 4> pooled_size(const Tensor& x, const Tensor& weight, const 
   return size;
 }
 
-Conv2dMaxPool2d pool_params(const ConvPoolOptions& o, const Tensor& x, const Tensor& weight, const Optional& bias) {
-  return {view(x), view(weight), view(bias), {}, {}, o.conv.fused(), {o.kernel_size[0], o.kernel_size[1]},
+Conv2dMaxPool2d pool_params(const ConvPoolOptions& o, const Tensor& x, const Tensor& weight,
+                            const Optional& bias) {
+  return {view(x),
+          view(weight),
+          view(bias),
+          {},
+          {},
+          o.conv.fused(),
+          {o.kernel_size[0], o.kernel_size[1]},
           {o.stride[0], o.stride[1]}};
 }
 
@@ -235,8 +255,8 @@ struct ConvPool : Function<ConvPool> {
     if (at::GradMode::is_enabled()) {
       py::gil_scoped_acquire gil;
       const auto& c = o.conv;
-      found = differentiable("conv2d_max_pool2d", grads[0], x, weight, optional(bias), c.stride, c.padding, c.dilation,
-                             c.groups, c.activation, c.activation_param, o.kernel_size, o.stride);
+      found = differentiable("conv2d_max_pool2d", grads[0], x, weight, optional(bias), c.stride, c.padding,
+                             c.dilation, c.groups, c.activation, c.activation_param, o.kernel_size, o.stride);
       return {found[0], found[1], found[2], Tensor()};
     }
     // the derivative and the bias's gradient where there is less to read, behind the pool
@@ -253,11 +273,12 @@ struct ConvPool : Function<ConvPool> {
   }
 };
 
-py::object conv2d_max_pool2d(const Library& library, const Tensor& x, const Tensor& weight, const Optional& bias,
-                             py::handle stride, py::handle padding, py::handle dilation, int64_t groups,
-                             const std::string& activation, double activation_param, py::handle pool_kernel_size,
-                             py::handle pool_stride) {
-  auto c = conv_options(library, x, weight, bias, stride, padding, dilation, groups, activation, activation_param);
+py::object conv2d_max_pool2d(const Library& library, const Tensor& x, const Tensor& weight,
+                             const Optional& bias, py::handle stride, py::handle padding, py::handle dilation,
+                             int64_t groups, const std::string& activation, double activation_param,
+                             py::handle pool_kernel_size, py::handle pool_stride) {
+  auto c =
+      conv_options(library, x, weight, bias, stride, padding, dilation, groups, activation, activation_param);
   auto k = pair(pool_kernel_size), s = pair(pool_stride);
   if (!c || !k || !s || (*k)[0] <= 0 || (*k)[1] <= 0 || (*s)[0] <= 0 || (*s)[1] <= 0) return py::none();
   ConvPoolOptions o{*c, *k, *s};

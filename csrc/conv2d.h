@@ -1,5 +1,5 @@
-// conv2d: out = act(conv(x, weight) + bias), where libraries are weak; and what goes around a library's convolution
-// where they are strong. fastdl/native/conv2d.py decides which. See docs/ops/conv2d.md.
+// conv2d: out = act(conv(x, weight) + bias), where libraries are weak; and what goes around a library's
+// convolution where they are strong. fastdl/native/conv2d.py decides which. See docs/ops/conv2d.md.
 #pragma once
 
 #include "library.h"
@@ -24,10 +24,11 @@ struct Conv2dForward {
 
 // The gradients by direct kernels, from the gradient of the pre-activation.
 struct Conv2dBackward {
-  Tensor grad_out;     // [N, K, OH, OW] float, any strides: gradient of the pre-activation, conv2d_epilogue_backward's
+  Tensor grad_out;  // [N, K, OH, OW] float, any strides: gradient of the pre-activation,
+                    // conv2d_epilogue_backward's
   Tensor x, weight;
-  Tensor grad_x;       // [N, C, H, W] contiguous or channels_last; absent: not wanted
-  Tensor grad_weight;  // like weight, contiguous or channels_last; absent: not wanted
+  Tensor grad_x;            // [N, C, H, W] contiguous or channels_last; absent: not wanted
+  Tensor grad_weight;       // like weight, contiguous or channels_last; absent: not wanted
   Convolution convolution;  // activation kNone
 };
 
@@ -68,5 +69,6 @@ FASTDL_EXPORT bool fastdl_conv2d_max_pool2d_covers(const fastdl::Conv2dMaxPool2d
 FASTDL_EXPORT const char* fastdl_conv2d_forward(const fastdl::Conv2dForward*, fastdl::Context*);
 FASTDL_EXPORT const char* fastdl_conv2d_backward(const fastdl::Conv2dBackward*, fastdl::Context*);
 FASTDL_EXPORT const char* fastdl_conv2d_epilogue(const fastdl::Conv2dEpilogue*, fastdl::Context*);
-FASTDL_EXPORT const char* fastdl_conv2d_epilogue_backward(const fastdl::Conv2dEpilogueBackward*, fastdl::Context*);
+FASTDL_EXPORT const char* fastdl_conv2d_epilogue_backward(const fastdl::Conv2dEpilogueBackward*,
+                                                          fastdl::Context*);
 FASTDL_EXPORT const char* fastdl_conv2d_max_pool2d(const fastdl::Conv2dMaxPool2d*, fastdl::Context*);

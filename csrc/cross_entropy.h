@@ -8,11 +8,12 @@ namespace fastdl {
 enum class Reduction : int32_t { kNone, kMean, kSum };
 
 struct CrossEntropyForward {
-  Tensor input;         // [N, C, D] float, any strides
-  Tensor target;        // [N, D] int64 or uint8 class indices, or [N, C, D] probabilities of input's dtype; any strides
-  Tensor weight;        // [C] float, contiguous; or absent
-  Tensor loss;          // [N, D] or, reduced, []; input's dtype or float32
-  Tensor lse;           // [N, D] float32, log(sum(exp(row))); absent: no backward follows
+  Tensor input;   // [N, C, D] float, any strides
+  Tensor target;  // [N, D] int64 or uint8 class indices, or [N, C, D] probabilities of input's dtype; any
+                  // strides
+  Tensor weight;  // [C] float, contiguous; or absent
+  Tensor loss;    // [N, D] or, reduced, []; input's dtype or float32
+  Tensor lse;     // [N, D] float32, log(sum(exp(row))); absent: no backward follows
   Tensor total_weight;  // [] float32, what the mean divides by; written for kMean, no elements else
   int64_t ignore_index;
   double label_smoothing;
@@ -31,4 +32,5 @@ struct CrossEntropyBackward {
 }  // namespace fastdl
 
 FASTDL_EXPORT const char* fastdl_cross_entropy_forward(const fastdl::CrossEntropyForward*, fastdl::Context*);
-FASTDL_EXPORT const char* fastdl_cross_entropy_backward(const fastdl::CrossEntropyBackward*, fastdl::Context*);
+FASTDL_EXPORT const char* fastdl_cross_entropy_backward(const fastdl::CrossEntropyBackward*,
+                                                        fastdl::Context*);

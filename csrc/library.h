@@ -60,5 +60,5 @@ struct Context {
 }  // namespace fastdl
 
 // Every library also exports these.
-FASTDL_EXPORT int32_t fastdl_version();        // fastdl::kVersion as the library was compiled
-FASTDL_EXPORT const char* fastdl_describe();   // "cpu avx512", "cuda sm_90 ...", "cuda emulated asan"
+FASTDL_EXPORT int32_t fastdl_version();       // fastdl::kVersion as the library was compiled
+FASTDL_EXPORT const char* fastdl_describe();  // "cpu avx512", "cuda sm_90 ...", "cuda emulated asan"

@@ -1,4 +1,5 @@
-// max_pool2d: out = max over the window of x; offsets = the winner's kh * KW + kw. See docs/ops/max_pool2d.md.
+// max_pool2d: out = max over the window of x; offsets = the winner's kh * KW + kw. See
+// docs/ops/max_pool2d.md.
 #pragma once
 
 #include "library.h"

@@ -35,8 +35,7 @@ FASTDL_INLINE OfColumns of_place(float* const* constants, int64_t j, std::false_
   return {constants, j};
 }
 
-// ------------------------------------------------------------------------------------------------------- dz
-// of a run
+// ------------------------------------------------------------------------------------- dz of a run
 
 template <class T, Activation activation, bool from_out, class Planes>
 void stage_run(const BatchNormBackward& p, float* const* constants, int64_t begin, int64_t n, int64_t place,
@@ -74,8 +73,7 @@ FASTDL_INLINE Vec incoming(P part, const T* grad, Vec centred, const uint8_t* ma
   return dy;
 }
 
-// ---------------------------------------------------------------------------------------------------- the
-// inner loops
+// --------------------------------------------------------------------------------- the inner loops
 
 template <class T, Source source>
 FASTDL_INLINE void gradient_terms(const Call& call, const OfChannel& of, int64_t begin, int64_t n,
@@ -87,7 +85,8 @@ FASTDL_INLINE void gradient_terms(const Call& call, const OfChannel& of, int64_t
   Wide total[kUnroll] = {two[0]}, product[kUnroll] = {two[1]};
   sweep<kUnroll>(n, [&](int64_t j, auto part, int u) {
     const Vec value = part.load(x + j), mean = of(kMean, j);
-    const Wide dz = widen(part.keep(incoming<T, source>(part, grad, value - mean, mask, staged, begin, j, of)));
+    const Wide dz =
+        widen(part.keep(incoming<T, source>(part, grad, value - mean, mask, staged, begin, j, of)));
     total[u] += dz;
     product[u] = fma(dz, widen(part.keep(value)), product[u]);
   });
@@ -151,8 +150,7 @@ FASTDL_INLINE void gradient_run(const Call& call, const Of& of, int64_t begin, i
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// the walks
+// --------------------------------------------------------------------------------------- the walks
 
 // f(begin, place, n, staged) for n values of one channel (place) or row (from column place on), by tiles
 // where staged.
@@ -287,14 +285,14 @@ Kernels choose(Call& call) {
   return kernels_of<T, Source::kStaged>(p);
 }
 
-// ---------------------------------------------------------------------------------------------------------
-// the paths
+// --------------------------------------------------------------------------------------- the paths
 
 // The gradients of a channel's parameters from sum dz and sum dz * x, and the means that grad_x takes away.
 // float64 has digits enough to take the mean off x in the sum.
 void set_channel(const Call& call, int64_t c, const double* sums) {
   const BatchNormBackward& p = call.p;
-  double mean = static_cast<const float*>(p.mean.data)[c], invstd = static_cast<const float*>(p.invstd.data)[c];
+  double mean = static_cast<const float*>(p.mean.data)[c],
+         invstd = static_cast<const float*>(p.invstd.data)[c];
   double count = static_cast<double>(call.l.count()), product = (sums[1] - mean * sums[0]) * invstd;
   set_parameter(p.grad_bias, c, sums[0]);
   set_parameter(p.grad_weight, c, product);

@@ -16,8 +16,7 @@ struct Call {
   float* constants[kConstants] = {};
 };
 
-// ------------------------------------------------------------------------------------------------- the
-// statistics
+// ---------------------------------------------------------------------------------- the statistics
 
 // The constants of channel c; in training mean and invstd, and the running statistics move.
 void set_channel(const Call& call, int64_t c, float mean, float invstd) {
@@ -46,8 +45,7 @@ void set_from_running(const Call& call, int64_t c) {
               invstd_of(parameter(call.p.running_var, c, 1.0f), call.p.eps));
 }
 
-// ---------------------------------------------------------------------------------------------- the
-// elementwise pass
+// ---------------------------------------------------------------------------- the elementwise pass
 
 // n values from `begin` on, whose channels' constants are `of`.
 template <class T, Activation activation, bool residual, bool mask, class Of>
@@ -125,8 +123,7 @@ struct Normalise {
   }
 };
 
-// --------------------------------------------------------------------------------------------------------
-// the paths
+// --------------------------------------------------------------------------------------- the paths
 
 template <class T, class N>
 const char* train_planes(Call& call, const N& normalise) {
@@ -195,7 +192,8 @@ const char* train_rows(Call& call, int64_t parts) {
     for (int64_t i = first; i < last; ++i)
       row_sums(l, cut(l.rows(), parts, i, 8), cut(l.rows(), parts, i + 1, 8), sums[i],
                [&](int64_t row, auto rows, int64_t columns, double* const* columns_of) {
-                 moment_terms<T, decltype(rows)::value>(x + row * l.length, l.length, columns, pivot, columns_of);
+                 moment_terms<T, decltype(rows)::value>(x + row * l.length, l.length, columns, pivot,
+                                                        columns_of);
                });
   });
   combine_rows(l, sums, parts, total);

@@ -1,9 +1,9 @@
 // Sums over a channel: of x and its square about a pivot, for the batch's statistics, or of any two terms
 // (backward).
 //
-// In float64, as torch's on a CPU: sums whose terms nearly cancel keep their digits. The pivot, which does so for
-// a mean far above the deviation, is the mean of a sample, taken about the channel's first value: a constant channel
-// has the pivot for mean and variance 0 exactly.
+// In float64, as torch's on a CPU: sums whose terms nearly cancel keep their digits. The pivot, which does so
+// for a mean far above the deviation, is the mean of a sample, taken about the channel's first value: a
+// constant channel has the pivot for mean and variance 0 exactly.
 #pragma once
 
 #include "batch_norm_layout.h"
@@ -58,8 +58,8 @@ void plane_sums(const Layout& l, const Box& box, double* sums, const F& terms) {
     for (int k = 0; k < 2; ++k) sums[2 * i + k] = sum(two[i][k]);
 }
 
-// Sums of the columns of rows [begin, end), two at a time. terms(row, rows, columns, sums): adds those of 1 or
-// kRows rows to the arrays sums[0] and sums[1] [length].
+// Sums of the columns of rows [begin, end), two at a time. terms(row, rows, columns, sums): adds those of 1
+// or kRows rows to the arrays sums[0] and sums[1] [length].
 constexpr int64_t kRows = 16;
 
 struct RowSums {

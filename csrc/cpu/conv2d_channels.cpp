@@ -159,9 +159,11 @@ struct Channels {
     using Row = void (*)(const float*, int64_t, const int64_t*, int64_t, const float*, const float*, float,
                          float*, int64_t, int64_t, int64_t);
     static constexpr Row kRows[kMostVectors] = {
-        channels_row<1>, channels_row<2>,
+        channels_row<1>,
+        channels_row<2>,
 #if defined(__AVX512F__)
-        channels_row<3>, channels_row<4>,
+        channels_row<3>,
+        channels_row<4>,
 #endif
     };
     const int64_t first = begin * problem.stride[0] - problem.padding[0];

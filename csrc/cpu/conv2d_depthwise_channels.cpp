@@ -17,7 +17,7 @@ constexpr int64_t kMostZeros = 1 << 14;
 template <int STRIDE, int PIXELS>
 FASTDL_INLINE void channels_tile(const float* const* from, const float* weight, const float* bias,
                                  int64_t channels, int64_t weight_pitch, float floor, int64_t row,
-                                float* out) {
+                                 float* out) {
   constexpr int COLUMNS = (PIXELS - 1) * STRIDE + kSide;
   for (int64_t c = 0; c < channels; c += kWidth) {
     const int64_t n = channels - c;

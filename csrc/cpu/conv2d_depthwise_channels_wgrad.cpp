@@ -38,8 +38,7 @@ struct DepthwiseGradient {
       for (int64_t t = 0; t < kTaps; ++t) {
         double total = 0;
         for (int64_t thread = 0; thread < threads; ++thread) total += sums[(thread * kTaps + t) * pitch + c];
-        static_cast<float*>(
-            to.data)[c * to.stride[0] + t / kSide * to.stride[2] + t % kSide * to.stride[3]] =
+        static_cast<float*>(to.data)[c * to.stride[0] + t / kSide * to.stride[2] + t % kSide * to.stride[3]] =
             static_cast<float>(total);
       }
     }
@@ -49,8 +48,8 @@ struct DepthwiseGradient {
   template <int STRIDE>
   void add(int64_t row, float* own) const {
     const int64_t image = row / problem.out_size[0], y = row % problem.out_size[0];
-    const float* grad = static_cast<const float*>(p.grad_out.data) + image * p.grad_out.stride[0] +
-                        y * p.grad_out.stride[2];
+    const float* grad =
+        static_cast<const float*>(p.grad_out.data) + image * p.grad_out.stride[0] + y * p.grad_out.stride[2];
     const float* x = static_cast<const float*>(p.x.data) + image * p.x.stride[0];
     const int64_t top = y * STRIDE - problem.padding[0];
     if (top >= 0 && top + kSide <= problem.size[0]) {

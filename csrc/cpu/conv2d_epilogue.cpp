@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t kGrain = 16384;  // elements worth a thread
 
-// ------------------------------------------------------------------------------------------------- forward
+// ----------------------------------------------------------------------------------------- forward
 
 template <class T, Activation activation>
 void epilogue(const Conv2dEpilogue& p, Context* context) {
@@ -49,8 +49,7 @@ void epilogue(const Conv2dEpilogue& p, Context* context) {
   }
 }
 
-// -----------------------------------------------------------------------------------------------------------
-// backward
+// ---------------------------------------------------------------------------------------- backward
 
 // grad_out in the order in which out lies in memory.
 template <class T>

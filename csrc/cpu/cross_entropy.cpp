@@ -1,8 +1,8 @@
-// Softmax cross-entropy, forward and backward: which kernel takes a call, how rows are spread over threads, and the
-// sum of their losses. The formulas are those of docs/ops/cross_entropy.md.
+// Softmax cross-entropy, forward and backward: which kernel takes a call, how rows are spread over threads,
+// and the sum of their losses. The formulas are those of docs/ops/cross_entropy.md.
 //
-// Rows are cut into chunks that depend on the shape alone and the chunks' sums are added in their order: the loss does
-// not depend on the number of threads.
+// Rows are cut into chunks that depend on the shape alone and the chunks' sums are added in their order: the
+// loss does not depend on the number of threads.
 #include "../cross_entropy.h"
 
 #include <algorithm>
@@ -14,10 +14,10 @@
 namespace fastdl::cpu::cross_entropy {
 namespace {
 
-constexpr int64_t kGrain = 32768;             // logits worth a thread of their own
-constexpr int64_t kChunk = 16384;             // logits whose losses are summed together
-constexpr int64_t kStreamBytes = 16 << 20;    // outputs of this size do not stay in the cache anyway
-constexpr int64_t kFewClasses = 2 * kWidth;   // too few to fill vectors with one row
+constexpr int64_t kGrain = 32768;            // logits worth a thread of their own
+constexpr int64_t kChunk = 16384;            // logits whose losses are summed together
+constexpr int64_t kStreamBytes = 16 << 20;   // outputs of this size do not stay in the cache anyway
+constexpr int64_t kFewClasses = 2 * kWidth;  // too few to fill vectors with one row
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -61,7 +61,8 @@ const char* dispatch(const Problem& p, const F& f) {
 const char* forward(const CrossEntropyForward& params, Context* context) {
   Problem p(params);
   if (const char* error = take_weight(params.weight, context, &p)) return error;
-  const bool by_row = is_soft(p.kind) ? row_by_row(p, params.input, params.target) : row_by_row(p, params.input);
+  const bool by_row =
+      is_soft(p.kind) ? row_by_row(p, params.input, params.target) : row_by_row(p, params.input);
   // items: what a chunk is made of
   const Groups groups(p);
   const int64_t items = by_row ? p.rows : groups.count();
@@ -102,7 +103,8 @@ const char* forward(const CrossEntropyForward& params, Context* context) {
   }
   if (mean) {
     *static_cast<float*>(params.total_weight.data) = static_cast<float>(weight);
-    sum = weight == 0.0 ? kNaN : sum / weight;  // NaN over no weight at all, though smoothing gives such rows a loss
+    sum = weight == 0.0 ? kNaN
+                        : sum / weight;  // NaN over no weight at all, though smoothing gives such rows a loss
   }
   store_any(params.loss, 0, static_cast<float>(sum));
   return nullptr;
@@ -112,7 +114,8 @@ const char* backward(const CrossEntropyBackward& params, Context* context) {
   Problem p(params);
   if (const char* error = take_weight(params.weight, context, &p)) return error;
   const Tensor& grad = params.grad_input;
-  const bool by_row = is_soft(p.kind) ? row_by_row(p, params.input, params.target, grad) : row_by_row(p, params.input, grad);
+  const bool by_row =
+      is_soft(p.kind) ? row_by_row(p, params.input, params.target, grad) : row_by_row(p, params.input, grad);
   const Scale scale{&params.grad_loss, &params.total_weight, params.reduction != Reduction::kNone,
                     params.reduction == Reduction::kMean};
   const Groups groups(p);
@@ -150,9 +153,11 @@ const char* backward(const CrossEntropyBackward& params, Context* context) {
 }  // namespace
 }  // namespace fastdl::cpu::cross_entropy
 
-const char* fastdl_cross_entropy_forward(const fastdl::CrossEntropyForward* params, fastdl::Context* context) {
+const char* fastdl_cross_entropy_forward(const fastdl::CrossEntropyForward* params,
+                                         fastdl::Context* context) {
   return fastdl::cpu::cross_entropy::forward(*params, context);
 }
-const char* fastdl_cross_entropy_backward(const fastdl::CrossEntropyBackward* params, fastdl::Context* context) {
+const char* fastdl_cross_entropy_backward(const fastdl::CrossEntropyBackward* params,
+                                          fastdl::Context* context) {
   return fastdl::cpu::cross_entropy::backward(*params, context);
 }

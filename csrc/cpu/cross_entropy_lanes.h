@@ -1,8 +1,9 @@
 // Many rows at a time, one in each lane: few classes, or classes that do not lie side by side.
 //
-// Rows come in groups, their logits through a tile [classes][lanes] of floats in the cache, whatever the strides.
-// Forward walks the classes in blocks and rescales its sums when a maximum grows; backward keeps the group's whole
-// tile and takes the softmax from it alone: where one class has almost all of it, a rounded lse would show.
+// Rows come in groups, their logits through a tile [classes][lanes] of floats in the cache, whatever the
+// strides. Forward walks the classes in blocks and rescales its sums when a maximum grows; backward keeps the
+// group's whole tile and takes the softmax from it alone: where one class has almost all of it, a rounded lse
+// would show.
 #pragma once
 
 #include <algorithm>
@@ -12,10 +13,11 @@
 namespace fastdl::cpu::cross_entropy {
 
 constexpr int kScattered = 4 * kWidth;  // lanes of a group whose rows lie anywhere
-constexpr int kLanes = 512;             // at most: rows side by side are read in long runs, which prefetchers follow
+constexpr int kLanes = 512;  // at most: rows side by side are read in long runs, which prefetchers follow
 constexpr int kTileClasses = 16;
 
-// How rows are grouped: along d where D is long, so that lanes which lie side by side stay so; else as they come.
+// How rows are grouped: along d where D is long, so that lanes which lie side by side stay so; else as they
+// come.
 struct Groups {
   int64_t rows, inner, per_image;  // per_image: groups of one n; 0 as they come
   int lanes;                       // of a tile, its row stride: a multiple of kWidth
@@ -150,7 +152,8 @@ void lanes_forward(const Problem& p, float* lse, Losses* losses, int64_t begin, 
           Vec moved_here{}, total_here{};
           for (int c = 0; c < size; ++c) {
             Vec a = splat(1.0f);
-            if constexpr (is_soft(kShare)) a = fma(load(q_tile + c * stride + i), splat(p.keep), splat(p.share));
+            if constexpr (is_soft(kShare))
+              a = fma(load(q_tile + c * stride + i), splat(p.keep), splat(p.share));
             if constexpr (has_weights(kShare)) a *= p.weight[start + c];
             moved_here = fma(a, first - load(tile + c * stride + i), moved_here);
             total_here += a;
@@ -200,8 +203,8 @@ void lanes_forward(const Problem& p, float* lse, Losses* losses, int64_t begin, 
 
 // Groups [begin, end). scratch: tiles of all classes, two of them for probabilities.
 template <Share kShare, class T>
-void lanes_backward(const Problem& p, const Scale& scale_of, const Tensor& grad, bool streamed, float* scratch,
-                    int64_t begin, int64_t end) {
+void lanes_backward(const Problem& p, const Scale& scale_of, const Tensor& grad, bool streamed,
+                    float* scratch, int64_t begin, int64_t end) {
   alignas(64) float scale[kLanes] = {}, weight[kLanes] = {};
   alignas(64) int32_t ignored[kLanes] = {};
   int64_t t[kLanes] = {};

@@ -1,4 +1,5 @@
-// exp and log for softmax: cheaper than the general ones, since x - max(x) is never positive and their sum never small.
+// exp and log for softmax: cheaper than the general ones, since x - max(x) is never positive and their sum
+// never small.
 #pragma once
 
 #include <limits>

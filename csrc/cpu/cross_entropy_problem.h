@@ -12,19 +12,21 @@ namespace fastdl::cpu::cross_entropy {
 // What the loss of a row is made of beside weight[t] * nll(t): sum_c a[c] * nll(c).
 enum class Share {
   kNone,
-  kOnes,           // label smoothing: a[c] = 1
-  kWeights,        // label smoothing: a[c] = weight[c]
-  kProbabilities,  // the whole loss, with a[c] = (1 - ls) * q[c] + ls / C
+  kOnes,                   // label smoothing: a[c] = 1
+  kWeights,                // label smoothing: a[c] = weight[c]
+  kProbabilities,          // the whole loss, with a[c] = (1 - ls) * q[c] + ls / C
   kWeightedProbabilities,  // the same times weight[c]
 };
 constexpr bool is_soft(Share share) { return share >= Share::kProbabilities; }
-constexpr bool has_weights(Share share) { return share == Share::kWeights || share == Share::kWeightedProbabilities; }
+constexpr bool has_weights(Share share) {
+  return share == Share::kWeights || share == Share::kWeightedProbabilities;
+}
 
 // A call, forward or backward. Row r = n * D + d is the C logits of one (n, d).
 struct Problem {
   const Tensor* input;
   const Tensor* target;
-  int64_t rows, classes, inner;   // N * D, C, D
+  int64_t rows, classes, inner;  // N * D, C, D
   int64_t ignore_index;
   const float* weight = nullptr;  // or none
   float weight_sum = 0.0f;        // sum_c a[c] for label smoothing

@@ -1,8 +1,9 @@
 // One row at a time, vectors along its classes: rows whose classes lie side by side.
 //
-// Forward takes the maximum of a block of classes and then, from the cache, the sum of exp against it; what earlier
-// blocks summed is rescaled when the maximum grows. Backward writes e[c] = exp(x[c] - lse) to scratch, which stays in
-// the cache, and from there the gradient: dividing by the sum of e makes up for the rounding of lse.
+// Forward takes the maximum of a block of classes and then, from the cache, the sum of exp against it; what
+// earlier blocks summed is rescaled when the maximum grows. Backward writes e[c] = exp(x[c] - lse) to
+// scratch, which stays in the cache, and from there the gradient: dividing by the sum of e makes up for the
+// rounding of lse.
 #pragma once
 
 #include <algorithm>
@@ -41,7 +42,8 @@ FASTDL_INLINE Vec share_of(const Problem& p, const T* q, int64_t c, int64_t n) {
   return a;
 }
 
-// lse = max + log_sum; sums of a[c] * (shift - x[c]) and of a[c], the shift being near the logits lest they cancel.
+// lse = max + log_sum; sums of a[c] * (shift - x[c]) and of a[c], the shift being near the logits lest they
+// cancel.
 struct RowSums {
   float max;
   double log_sum, shift, spread, spread_weight;
@@ -63,7 +65,9 @@ RowSums row_sums(const Problem& p, const T* x, const T* q, const T* next) {
     const T* ahead = start + size < p.classes ? block + size : next;
 
     Vec top[kUnroll] = {splat(-kInfinity), splat(-kInfinity), splat(-kInfinity), splat(-kInfinity)};
-    for_vectors(size, [&](int64_t i, int u, int64_t n) { top[u] = cpu::max(load(block + i, n, -kInfinity), top[u]); });
+    for_vectors(size, [&](int64_t i, int u, int64_t n) {
+      top[u] = cpu::max(load(block + i, n, -kInfinity), top[u]);
+    });
     const float highest = cpu::max(cpu::max(cpu::max(top[0], top[1]), cpu::max(top[2], top[3])));
     const float before = finite(max);
     if (highest > max) max = highest;
@@ -125,7 +129,7 @@ void rows_forward(const Problem& p, float* lse, Losses* losses, int64_t begin, i
   }
 }
 
-// ------------------------------------------------------------------------------------------------------- backward
+// ---------------------------------------------------------------------------------------- backward
 
 // out[c] = f(c, n) for all c < size.
 template <bool kStream, class T, class F>
@@ -146,8 +150,8 @@ FASTDL_INLINE void write(T* out, int64_t size, const F& f) {
 
 // Rows [begin, end). scratch: C floats.
 template <Share kShare, bool kStream, class T>
-void rows_backward(const Problem& p, const Scale& scale_of, const float* lse, const Tensor& grad, float* scratch,
-                   int64_t begin, int64_t end) {
+void rows_backward(const Problem& p, const Scale& scale_of, const float* lse, const Tensor& grad,
+                   float* scratch, int64_t begin, int64_t end) {
   const Tensor& input = *p.input;
   const int64_t* q_stride = p.target->stride;
   for (int64_t r = begin; r < end; ++r) {

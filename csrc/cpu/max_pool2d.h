@@ -1,5 +1,5 @@
-// What the max-pool kernels share: windows, the comparison that decides a maximum, cells in memory, lanes taken apart
-// and put together.
+// What the max-pool kernels share: windows, the comparison that decides a maximum, cells in memory, lanes
+// taken apart and put together.
 #pragma once
 
 #include "../max_pool2d.h"
@@ -26,7 +26,8 @@ bool with_offset(DType dtype, const F& f) {
   }
 }
 
-// The windows along one axis: window o covers the inputs o * stride - padding + k * dilation, 0 <= k < kernel.
+// The windows along one axis: window o covers the inputs o * stride - padding + k * dilation, 0 <= k <
+// kernel.
 struct Axis {
   int64_t size, outputs, kernel, stride, padding, dilation;
 
@@ -53,16 +54,18 @@ inline Axis axis(const Window& w, int i, int64_t size, int64_t outputs) {
           w.kernel_size[i] > 1 ? w.dilation[i] : 1};
 }
 
-// Lanes where the value beats the best so far: it is greater, or NaN. So the last NaN wins, and of equals the first.
-// Starts from -inf and the first cell inside the input.
+// Lanes where the value beats the best so far: it is greater, or NaN. So the last NaN wins, and of equals the
+// first. Starts from -inf and the first cell inside the input.
 FASTDL_INLINE void take(Vec& best, IVec& winner, Vec value, IVec cell) {
 #if defined(__AVX512F__)
-  const __mmask16 better = _mm512_cmp_ps_mask(value, best, _CMP_GT_OQ) | _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+  const __mmask16 better =
+      _mm512_cmp_ps_mask(value, best, _CMP_GT_OQ) | _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
   best = _mm512_mask_mov_ps(best, better, value);
-  winner = reinterpret_cast<IVec>(_mm512_mask_mov_epi32(reinterpret_cast<__m512i>(winner), better,
-                                                        reinterpret_cast<__m512i>(cell)));
+  winner = reinterpret_cast<IVec>(
+      _mm512_mask_mov_epi32(reinterpret_cast<__m512i>(winner), better, reinterpret_cast<__m512i>(cell)));
 #elif defined(__AVX2__)
-  const __m256 better = _mm256_or_ps(_mm256_cmp_ps(value, best, _CMP_GT_OQ), _mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+  const __m256 better =
+      _mm256_or_ps(_mm256_cmp_ps(value, best, _CMP_GT_OQ), _mm256_cmp_ps(value, value, _CMP_UNORD_Q));
   best = _mm256_blendv_ps(best, value, better);
   winner = as_int(_mm256_blendv_ps(as_float(winner), as_float(cell), better));
 #else
@@ -78,7 +81,8 @@ inline void take(float& best, int64_t& winner, float value, int64_t cell) {
 // The value where the cell is the wanted one, else 0.
 FASTDL_INLINE Vec where_equal(IVec cell, IVec wanted, Vec value) {
 #if defined(__AVX512F__)
-  const __mmask16 equal = _mm512_cmpeq_epi32_mask(reinterpret_cast<__m512i>(cell), reinterpret_cast<__m512i>(wanted));
+  const __mmask16 equal =
+      _mm512_cmpeq_epi32_mask(reinterpret_cast<__m512i>(cell), reinterpret_cast<__m512i>(wanted));
   return _mm512_maskz_mov_ps(equal, value);
 #else
   return as_float((cell == wanted) & as_int(value));
@@ -88,14 +92,15 @@ FASTDL_INLINE Vec where_equal(IVec cell, IVec wanted, Vec value) {
 // sum + where_equal(cell, wanted, value), of a sum that is not -0.
 FASTDL_INLINE Vec add_where_equal(Vec sum, IVec cell, IVec wanted, Vec value) {
 #if defined(__AVX512F__)
-  const __mmask16 equal = _mm512_cmpeq_epi32_mask(reinterpret_cast<__m512i>(cell), reinterpret_cast<__m512i>(wanted));
+  const __mmask16 equal =
+      _mm512_cmpeq_epi32_mask(reinterpret_cast<__m512i>(cell), reinterpret_cast<__m512i>(wanted));
   return _mm512_mask_add_ps(sum, equal, sum, value);
 #else
   return sum + where_equal(cell, wanted, value);
 #endif
 }
 
-// ------------------------------------------------------------------------------------------------ lanes of two vectors
+// ---------------------------------------------------------------------------- lanes of two vectors
 
 // a0 a2 a4 ... b0 b2 b4 ...
 FASTDL_INLINE Vec even(Vec a, Vec b) {
@@ -122,8 +127,10 @@ FASTDL_INLINE Vec odd(Vec a, Vec b) {
 // low: a0 b0 a1 b1 ...; high: the other half.
 FASTDL_INLINE void interleave(Vec a, Vec b, Vec& low, Vec& high) {
 #if defined(__AVX512F__)
-  low = _mm512_permutex2var_ps(a, _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0), b);
-  high = _mm512_permutex2var_ps(a, _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8), b);
+  low =
+      _mm512_permutex2var_ps(a, _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0), b);
+  high = _mm512_permutex2var_ps(
+      a, _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8), b);
 #elif defined(__AVX2__)
   const __m256 even_pairs = _mm256_unpacklo_ps(a, b), odd_pairs = _mm256_unpackhi_ps(a, b);
   low = _mm256_permute2f128_ps(even_pairs, odd_pairs, 0x20);
@@ -146,7 +153,7 @@ FASTDL_INLINE Vec shift_in(float first, Vec a) {
 #endif
 }
 
-// ------------------------------------------------------------------------------------------ first lanes, cells in memory
+// -------------------------------------------------------------------- first lanes, cells in memory
 
 // load(p, n, other) of any n: none for n <= 0.
 template <class T>
@@ -199,13 +206,15 @@ FASTDL_INLINE IVec load_cells(const O* p) {
   if constexpr (sizeof(O) == 1) {
     return reinterpret_cast<IVec>(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
   } else if constexpr (sizeof(O) == 2) {
-    return reinterpret_cast<IVec>(_mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+    return reinterpret_cast<IVec>(
+        _mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
   }
 #elif defined(__AVX2__)
   if constexpr (sizeof(O) == 1) {
     return reinterpret_cast<IVec>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
   } else if constexpr (sizeof(O) == 2) {
-    return reinterpret_cast<IVec>(_mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+    return reinterpret_cast<IVec>(
+        _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
   }
 #endif
   IVec v{};

@@ -17,7 +17,8 @@ const char* backward(const PoolBackward<T, O>& call) {
   const bool planes = call.x_w == 1 && call.g_w == 1 && call.o_w == 1;
   if (planes && columns.size > 12) {  // narrower rows leave lanes idle
     if (rows.is(2, 2, 0) && columns.is(2, 2, 0)) return gather_rows<2>(call), nullptr;
-    if (rows.is(3, 2, 1) && columns.is(3, 2, 1) && columns.size > kWidth) return gather_rows<3>(call), nullptr;
+    if (rows.is(3, 2, 1) && columns.is(3, 2, 1) && columns.size > kWidth)
+      return gather_rows<3>(call), nullptr;
   }
   // where windows overlap, sums that are added to one by one wait for each other; narrower lanes do not pay
   const int64_t reached = rows.outputs * rows.stride * columns.outputs * columns.stride;
@@ -34,7 +35,8 @@ const char* backward(const PoolBackward<T, O>& call) {
 }  // namespace
 }  // namespace fastdl::cpu
 
-FASTDL_EXPORT const char* fastdl_max_pool2d_backward(const fastdl::MaxPool2dBackward* p, fastdl::Context* context) {
+FASTDL_EXPORT const char* fastdl_max_pool2d_backward(const fastdl::MaxPool2dBackward* p,
+                                                     fastdl::Context* context) {
   using namespace fastdl;
   using namespace fastdl::cpu;
   const Tensor &g = p->grad_out, &o = p->offsets, &x = p->grad_x;
@@ -49,11 +51,26 @@ FASTDL_EXPORT const char* fastdl_max_pool2d_backward(const fastdl::MaxPool2dBack
     using T = decltype(t);
     auto run = [&](auto offset) {
       using O = decltype(offset);
-      error = backward(PoolBackward<T, O>{
-          static_cast<const T*>(g.data), static_cast<const O*>(o.data), static_cast<T*>(x.data), x.size[0], x.size[1],
-          axis(p->window, 0, x.size[2], g.size[2]), axis(p->window, 1, x.size[3], g.size[3]), g.stride[0],
-          g.stride[1], g.stride[2], g.stride[3], o.stride[0], o.stride[1], o.stride[2], o.stride[3], x.stride[0],
-          x.stride[1], x.stride[2], x.stride[3], context});
+      error = backward(PoolBackward<T, O>{static_cast<const T*>(g.data),
+                                          static_cast<const O*>(o.data),
+                                          static_cast<T*>(x.data),
+                                          x.size[0],
+                                          x.size[1],
+                                          axis(p->window, 0, x.size[2], g.size[2]),
+                                          axis(p->window, 1, x.size[3], g.size[3]),
+                                          g.stride[0],
+                                          g.stride[1],
+                                          g.stride[2],
+                                          g.stride[3],
+                                          o.stride[0],
+                                          o.stride[1],
+                                          o.stride[2],
+                                          o.stride[3],
+                                          x.stride[0],
+                                          x.stride[1],
+                                          x.stride[2],
+                                          x.stride[3],
+                                          context});
     };
     if (!with_offset(o.dtype, run)) error = "offsets: expected uint8, int16 or int32";
   });

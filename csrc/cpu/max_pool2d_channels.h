@@ -7,10 +7,10 @@ namespace fastdl::cpu {
 
 // The window of one output pixel: its first cell inside the input and how many cells are inside each way.
 struct Inside {
-  int64_t first;             // kh * KW + kw
-  int64_t rows, columns;     // 0: no cell is inside
-  int64_t x_row, x_column;   // from one cell to the next, in elements
-  int64_t kernel;            // KW
+  int64_t first;            // kh * KW + kw
+  int64_t rows, columns;    // 0: no cell is inside
+  int64_t x_row, x_column;  // from one cell to the next, in elements
+  int64_t kernel;           // KW
 };
 
 // kVectors * kWidth channels, or the first n (kVectors == 1); p: the first cell inside.
@@ -39,8 +39,8 @@ FASTDL_INLINE void pool_channels(const T* p, const Inside& window, int64_t n, T*
   }
 }
 
-// Large windows: cell by cell, all channels of each, so that memory is read in order; the best so far of `kTile`
-// channels lie in the cache.
+// Large windows: cell by cell, all channels of each, so that memory is read in order; the best so far of
+// `kTile` channels lie in the cache.
 template <class T, class O>
 void pool_many_cells(const T* p, const Inside& window, int64_t channels, T* out, O* offsets) {
   constexpr int64_t kTile = 1024;

@@ -19,7 +19,8 @@ void flatten(PoolForward<T, O>& call) {
   if (call.x_h != width * call.x_w) return;
   const int64_t limit = int64_t{1} << 31;
   if (rows.kernel > limit / width || rows.size > limit / width || rows.padding > limit / width) return;
-  columns = {rows.size * width, rows.outputs, rows.kernel * width, rows.stride * width, rows.padding * width, 1};
+  columns = {rows.size * width,   rows.outputs,         rows.kernel * width,
+             rows.stride * width, rows.padding * width, 1};
   rows = {1, 1, 1, 1, 0, 1};
   call.out_w = call.out_h;
 }
@@ -28,7 +29,8 @@ void flatten(PoolForward<T, O>& call) {
 template <class T, class O>
 bool on_lanes(const PoolForward<T, O>& call) {
   const Axis &rows = call.rows, &columns = call.columns;
-  if (call.x_w != 1 || call.x_h != columns.size || call.out_w != 1 || call.out_h != columns.outputs) return false;
+  if (call.x_w != 1 || call.x_h != columns.size || call.out_w != 1 || call.out_h != columns.outputs)
+    return false;
   if (!lanes_serve(call.n * call.c, rows, columns)) return false;
   if (rows.is(2, 2, 0) && columns.is(2, 2, 0)) return columns.size <= kWidth;
   if (rows.is(3, 2, 1) && columns.is(3, 2, 1)) return columns.size <= 2 * kWidth;
@@ -53,7 +55,8 @@ const char* forward(PoolForward<T, O> call) {
 }  // namespace
 }  // namespace fastdl::cpu
 
-FASTDL_EXPORT const char* fastdl_max_pool2d_forward(const fastdl::MaxPool2dForward* p, fastdl::Context* context) {
+FASTDL_EXPORT const char* fastdl_max_pool2d_forward(const fastdl::MaxPool2dForward* p,
+                                                    fastdl::Context* context) {
   using namespace fastdl;
   using namespace fastdl::cpu;
   const Tensor &x = p->x, &out = p->out;
@@ -66,10 +69,10 @@ FASTDL_EXPORT const char* fastdl_max_pool2d_forward(const fastdl::MaxPool2dForwa
       // NoCells are never written: any address does
       void* offsets = p->offsets ? p->offsets.data : out.data;
       error = forward(PoolForward<T, O>{
-          static_cast<const T*>(x.data), static_cast<T*>(out.data), static_cast<O*>(offsets), x.size[0], x.size[1],
-          axis(p->window, 0, x.size[2], out.size[2]), axis(p->window, 1, x.size[3], out.size[3]), x.stride[0],
-          x.stride[1], x.stride[2], x.stride[3], out.stride[0], out.stride[1], out.stride[2], out.stride[3],
-          context});
+          static_cast<const T*>(x.data), static_cast<T*>(out.data), static_cast<O*>(offsets), x.size[0],
+          x.size[1], axis(p->window, 0, x.size[2], out.size[2]), axis(p->window, 1, x.size[3], out.size[3]),
+          x.stride[0], x.stride[1], x.stride[2], x.stride[3], out.stride[0], out.stride[1], out.stride[2],
+          out.stride[3], context});
     };
     if (!p->offsets) return run(NoCells{});
     if (!with_offset(p->offsets.dtype, run)) error = "offsets: expected uint8, int16 or int32";

@@ -1,5 +1,5 @@
-// Backward without scattering: every element of grad_x is computed, and written once, from the windows over it.
-// grad_x[h, w] = sum of grad_out over the windows whose saved cell is (h, w), in index order.
+// Backward without scattering: every element of grad_x is computed, and written once, from the windows over
+// it. grad_x[h, w] = sum of grad_out over the windows whose saved cell is (h, w), in index order.
 #pragma once
 
 #include "max_pool2d.h"
@@ -17,7 +17,7 @@ struct PoolBackward {
   Context* context;
 };
 
-// ------------------------------------------------------------------------ planes: 2x2 of stride 2, 3x3s2 of padding 1
+// ----------------------------------------------------- planes: 2x2 of stride 2, 3x3s2 of padding 1
 
 // One row of windows. Lanes beyond its `outputs` name no cell; `readable` elements may be touched.
 template <class T, class O>
@@ -38,7 +38,8 @@ struct WindowRow {
   }
 };
 
-// A row of grad_x under construction: `width` elements, of which the first `writable` may be written for the time being.
+// A row of grad_x under construction: `width` elements, of which the first `writable` may be written for the
+// time being.
 template <class T>
 struct PixelRow {
   T* data;
@@ -56,8 +57,8 @@ struct PixelRow {
   }
 };
 
-// Pixel rows 2a and 2a + 1 (kBoth: the latter exists) of window row a and (kBelow, K == 3) a + 1. Pixels 2b and 2b + 1
-// lie under windows b and (K == 3) b + 1.
+// Pixel rows 2a and 2a + 1 (kBoth: the latter exists) of window row a and (kBelow, K == 3) a + 1. Pixels 2b
+// and 2b + 1 lie under windows b and (K == 3) b + 1.
 template <int K, bool kBoth, bool kBelow, class T, class O>
 FASTDL_INLINE void gather_rows_of(const WindowRow<T, O>& above, const WindowRow<T, O>& below, int64_t width,
                                   const PixelRow<T>& upper, const PixelRow<T>& lower) {
@@ -76,14 +77,15 @@ FASTDL_INLINE void gather_rows_of(const WindowRow<T, O>& above, const WindowRow<
       upper.put(w, where_equal(as_int(cell_low), parity, low), where_equal(as_int(cell_high), parity, high));
       if constexpr (kBoth) {
         const IVec second = parity + 2;
-        lower.put(w, where_equal(as_int(cell_low), second, low), where_equal(as_int(cell_high), second, high));
+        lower.put(w, where_equal(as_int(cell_low), second, low),
+                  where_equal(as_int(cell_high), second, high));
       }
     } else {
       Vec g_next;
       IVec cell_next;
       above.at(w / 2 + 1, g_next, cell_next);
-      interleave(where_equal(cell, splat(4), g), where_equal(cell, splat(5), g) + where_equal(cell_next, splat(3), g_next),
-                 low, high);
+      interleave(where_equal(cell, splat(4), g),
+                 where_equal(cell, splat(5), g) + where_equal(cell_next, splat(3), g_next), low, high);
       upper.put(w, low, high);
       if constexpr (kBoth) {
         Vec even_lanes = where_equal(cell, splat(7), g);
@@ -107,8 +109,9 @@ void gather_rows(const PoolBackward<T, O>& call) {
   const int64_t height = call.rows.size, width = call.columns.size, outputs = call.columns.outputs;
   const int64_t windows = call.rows.outputs, pairs = (height + 1) / 2, planes = call.n * call.c;
   const bool dense_x = call.x_h == width && call.x_c == height * width && call.x_n == call.c * call.x_c;
-  const bool dense_g = call.g_h == outputs && call.g_c == windows * outputs && call.g_n == call.c * call.g_c &&
-                       call.o_h == call.g_h && call.o_c == call.g_c && call.o_n == call.g_n;
+  const bool dense_g = call.g_h == outputs && call.g_c == windows * outputs &&
+                       call.g_n == call.c * call.g_c && call.o_h == call.g_h && call.o_c == call.g_c &&
+                       call.o_n == call.g_n;
   parallel(call.context, planes * pairs, 8192 / width + 1, [&](int64_t begin, int64_t end) {
     // what lies behind a row of a dense tensor is ours to overwrite if it is written after it
     const int64_t end_row = end / pairs * height + end % pairs * 2;
@@ -124,7 +127,8 @@ void gather_rows(const PoolBackward<T, O>& call) {
       };
       auto pixel_row = [&](int64_t h) {
         const bool spill = dense_x && width <= 2 * kWidth;
-        return PixelRow<T>{grad_x + h * call.x_h, width, spill ? (end_row - plane * height - h) * width : width};
+        return PixelRow<T>{grad_x + h * call.x_h, width,
+                           spill ? (end_row - plane * height - h) * width : width};
       };
       int64_t a = begin % pairs;
       const int64_t a_end = end - begin < pairs - a ? a + end - begin : pairs;
@@ -144,13 +148,13 @@ void gather_rows(const PoolBackward<T, O>& call) {
   });
 }
 
-// ------------------------------------------------------------------------------------------------------- channels_last
+// ----------------------------------------------------------------------------------- channels_last
 
 // kVectors * kWidth channels of pixel (h, w), or the first n.
 template <int kVectors, class T, class O>
 FASTDL_INLINE void gather_channels(const PoolBackward<T, O>& call, const T* grad, const O* offsets, int64_t h,
-                                   int64_t w, int64_t oh_first, int64_t oh_last, int64_t ow_first, int64_t ow_last,
-                                   int64_t n, T* grad_x) {
+                                   int64_t w, int64_t oh_first, int64_t oh_last, int64_t ow_first,
+                                   int64_t ow_last, int64_t n, T* grad_x) {
   const Axis &rows = call.rows, &columns = call.columns;
   Vec total[kVectors] = {};
   for (int64_t oh = oh_first; oh <= oh_last; ++oh) {
@@ -179,7 +183,8 @@ FASTDL_INLINE void gather_channels(const PoolBackward<T, O>& call, const T* grad
 
 // The windows over input i: [first, last], empty if last < first.
 inline void windows_over(const Axis& axis, int64_t i, int64_t& first, int64_t& last) {
-  const int64_t at = i + axis.padding, before = at - axis.span();  // window o covers i if before < o * stride <= at
+  const int64_t at = i + axis.padding,
+                before = at - axis.span();  // window o covers i if before < o * stride <= at
   first = before < 0 ? 0 : before / axis.stride + 1;
   last = at / axis.stride;
   if (last > axis.outputs - 1) last = axis.outputs - 1;
@@ -200,12 +205,13 @@ void gather_channels_last(const PoolBackward<T, O>& call) {
       T* grad_x = call.grad_x + n * call.x_n + h * call.x_h + w * call.x_w;
       int64_t c = 0;
       for (; c + kBlock <= call.c; c += kBlock) {
-        gather_channels<kVectors>(call, grad + c, offsets + c, h, w, oh_first, oh_last, ow_first, ow_last, kWidth,
-                                  grad_x + c);
+        gather_channels<kVectors>(call, grad + c, offsets + c, h, w, oh_first, oh_last, ow_first, ow_last,
+                                  kWidth, grad_x + c);
       }
       for (; c < call.c; c += kWidth) {
         const int64_t left = call.c - c < kWidth ? call.c - c : kWidth;
-        gather_channels<1>(call, grad + c, offsets + c, h, w, oh_first, oh_last, ow_first, ow_last, left, grad_x + c);
+        gather_channels<1>(call, grad + c, offsets + c, h, w, oh_first, oh_last, ow_first, ow_last, left,
+                           grad_x + c);
       }
       if (++w < width) continue;
       w = 0;

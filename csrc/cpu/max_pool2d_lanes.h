@@ -42,8 +42,8 @@ struct Band {
   }
 };
 
-// `count` planes from `first` on, to or from [size][kWidth] at `tile`. The last vectors end with the band, over
-// what those before wrote.
+// `count` planes from `first` on, to or from [size][kWidth] at `tile`. The last vectors end with the band,
+// over what those before wrote.
 template <class T, class Load>
 FASTDL_INLINE void take_lanes(const Band<T>& band, int64_t first, int64_t count, float* tile,
                               const Load& load_some) {
@@ -100,8 +100,8 @@ inline int64_t band_rows(int64_t rows, int64_t bytes, int64_t more) {
   return (rows + bands - 1) / bands;
 }
 
-// f(first plane, planes, first row, end row, memory) for kWidth planes at a time and bands of `band` of `rows`
-// rows, each thread with `bytes` of scratch memory. `cost`: of a plane.
+// f(first plane, planes, first row, end row, memory) for kWidth planes at a time and bands of `band` of
+// `rows` rows, each thread with `bytes` of scratch memory. `cost`: of a plane.
 template <class F>
 const char* each_band(Context* context, int64_t planes, int64_t rows, int64_t band, int64_t cost,
                       int64_t bytes, const F& f) {

@@ -1,14 +1,14 @@
-// Forward, NCHW, the two windows of image networks: 2x2 of stride 2, and 3x3 of stride 2 and padding 1. A vector of
-// neighbouring outputs takes its columns by lanes: of 2 * kWidth inputs the even ones are column 0 (of 2) or 1 (of 3),
-// the odd ones the next, and the odd ones moved up by one lane column 0 of 3.
+// Forward, NCHW, the two windows of image networks: 2x2 of stride 2, and 3x3 of stride 2 and padding 1. A
+// vector of neighbouring outputs takes its columns by lanes: of 2 * kWidth inputs the even ones are column 0
+// (of 2) or 1 (of 3), the odd ones the next, and the odd ones moved up by one lane column 0 of 3.
 #pragma once
 
 #include "max_pool2d_forward.h"
 
 namespace fastdl::cpu {
 
-// One row of K cells per window, beginning at p[2 * ow - K + 2]. From p[2 * ow] on the row has `left` inputs, and
-// `readable` elements may be touched.
+// One row of K cells per window, beginning at p[2 * ow - K + 2]. From p[2 * ow] on the row has `left` inputs,
+// and `readable` elements may be touched.
 template <int K, class T>
 FASTDL_INLINE void columns_of(const T* p, int64_t ow, int64_t left, int64_t readable, Vec (&column)[K]) {
   const T* at = p + 2 * ow;
@@ -27,8 +27,8 @@ FASTDL_INLINE void columns_of(const T* p, int64_t ow, int64_t left, int64_t read
   if constexpr (K == 3) column[0] = shift_in(ow > 0 ? to_float(at[-1]) : kMinusInf, column[2]);
 }
 
-// One row of outputs from the rows [first, end) of its windows, `p` being row 0, from which on `readable` elements may
-// be touched; of the outputs `writable` may be written for the time being.
+// One row of outputs from the rows [first, end) of its windows, `p` being row 0, from which on `readable`
+// elements may be touched; of the outputs `writable` may be written for the time being.
 template <int K, bool kInside, class T, class O>
 FASTDL_INLINE void pool_row(const T* p, int64_t x_h, int first, int end, int64_t width, int64_t outputs,
                             int64_t readable, int64_t writable, T* out, O* offsets) {
@@ -60,7 +60,8 @@ void pool_rows(const PoolForward<T, O>& call) {
   const int64_t width = call.columns.size, outputs = call.columns.outputs, x_h = call.x_h, out_h = call.out_h;
   const int64_t total = call.n * call.c * rows.outputs, plane = rows.size * width;
   const bool dense_x = x_h == width && call.x_c == plane && call.x_n == call.c * plane;
-  const bool dense_out = out_h == outputs && call.out_c == rows.outputs * outputs && call.out_n == call.c * call.out_c;
+  const bool dense_out =
+      out_h == outputs && call.out_c == rows.outputs * outputs && call.out_n == call.c * call.out_c;
   const bool spill = dense_out && outputs < kWidth;
   const T* x_end = call.x + call.n * call.c * plane;
   parallel(call.context, total, call.grain(outputs), [&](int64_t begin, int64_t end) {
@@ -76,7 +77,8 @@ void pool_rows(const PoolForward<T, O>& call) {
         if (first == 0 && last == K) {
           pool_row<K, true>(p, x_h, 0, K, width, outputs, readable, writable, to, offsets + oh * out_h);
         } else {
-          pool_row<K, false>(p, x_h, first, last, width, outputs, readable, writable, to, offsets + oh * out_h);
+          pool_row<K, false>(p, x_h, first, last, width, outputs, readable, writable, to,
+                             offsets + oh * out_h);
         }
       }
     });

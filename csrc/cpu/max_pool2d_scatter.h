@@ -1,6 +1,6 @@
-// Backward for windows that are large or overlap much: grad_x is set to zero a plane (channels_last: an image) at a
-// time and, still in cache, added to in index order: one addition per output. Half precision sums in floats of its
-// own.
+// Backward for windows that are large or overlap much: grad_x is set to zero a plane (channels_last: an
+// image) at a time and, still in cache, added to in index order: one addition per output. Half precision sums
+// in floats of its own.
 #pragma once
 
 #include "max_pool2d_gather.h"
@@ -16,9 +16,9 @@ struct Sums {
 // Where the cell of a window lies, or -1 for one that is not inside the input: a window without a cell inside
 // names such a cell, and what is in memory may name any. No address is made of an offset not looked at.
 
-// By a table, over sums without gaps: what is inside [0, end) is a pixel's. A byte that is no cell is cell 0 in
-// it, so that windows inside the input (kInside) need no look. kListed: all windows of a plane are one row, whose
-// corners lie in a table too; short rows are more beginnings than windows.
+// By a table, over sums without gaps: what is inside [0, end) is a pixel's. A byte that is no cell is cell 0
+// in it, so that windows inside the input (kInside) need no look. kListed: all windows of a plane are one
+// row, whose corners lie in a table too; short rows are more beginnings than windows.
 template <bool kListed>
 struct TabledCells {
   const int64_t* places;  // from the window's corner
@@ -53,12 +53,14 @@ struct ComputedCells {
   static constexpr bool kAlways = false;
   template <bool, class O>
   int64_t at(O cell) const {
-    const int64_t h = top + cell / columns.kernel * rows.dilation, w = left + cell % columns.kernel * columns.dilation;
+    const int64_t h = top + cell / columns.kernel * rows.dilation,
+                  w = left + cell % columns.kernel * columns.dilation;
     return h >= 0 && h < rows.size && w >= 0 && w < columns.size ? h * row + w * column : -1;
   }
 };
 
-// Adds the gradients of a row of windows, of which those that do not overlap (!kAdd) have a pixel at most once.
+// Adds the gradients of a row of windows, of which those that do not overlap (!kAdd) have a pixel at most
+// once.
 template <bool kChannels, bool kAdd, bool kInside, class T, class O, class Cells>
 FASTDL_INLINE void add_row(const PoolBackward<T, O>& call, const T* g, const O* o, int64_t channels,
                            Cells cells, float* data) {
@@ -130,7 +132,8 @@ const char* scatter(const PoolBackward<T, O>& call) {
   const int64_t sum_bytes = kDirect ? 0 : (pixels * most * 4 + 63) / 64 * 64;
   const int64_t row = kDirect ? call.x_h : columns.size * most, column = kDirect ? call.x_w : most;
   auto covered = [](const Axis& axis) { return axis.padding == 0 || axis.dilation <= axis.size; };
-  const bool table = cells <= kMostPlaces && covered(rows) && covered(columns) && row == columns.size * column;
+  const bool table =
+      cells <= kMostPlaces && covered(rows) && covered(columns) && row == columns.size * column;
   const int64_t table_bytes = !table ? 0 : sizeof(O) == 1 ? 256 * 8 : cells * 8;
   const int64_t windows = rows.outputs * columns.outputs;
   const bool listed = !kChannels && table && columns.outputs < 16 && windows <= 256 && call.g_w == 1 &&
@@ -165,10 +168,12 @@ const char* scatter(const PoolBackward<T, O>& call) {
   const bool overlap = (rows.outputs > 1 && rows.stride < rows.span()) ||
                        (columns.outputs > 1 && columns.stride < columns.span());
 
-  // Dense units are set to zero many at once: those that stay in cache, or all if few of their pixels are added to.
+  // Dense units are set to zero many at once: those that stay in cache, or all if few of their pixels are
+  // added to.
   const int64_t unit_size = pixels * (kChannels ? call.c : 1);
-  const bool dense = kDirect && column == (kChannels ? call.c : 1) && row == columns.size * column &&
-                     (kChannels ? blocks == 1 && call.x_n == unit_size : call.x_c == pixels && call.x_n == call.c * pixels);
+  const bool dense =
+      kDirect && column == (kChannels ? call.c : 1) && row == columns.size * column &&
+      (kChannels ? blocks == 1 && call.x_n == unit_size : call.x_c == pixels && call.x_n == call.c * pixels);
   // one window a plane: the planes are the windows of one long row
   const bool one = dense && !kChannels && table && windows == 1 && call.g_c == 1 && call.o_c == 1 &&
                    (call.n == 1 || (call.g_n == call.c && call.o_n == call.c));
@@ -203,9 +208,10 @@ const char* scatter(const PoolBackward<T, O>& call) {
           unit = zero - 1;
           continue;
         }
-        if (!dense) each_run(rows.size, columns.size, channels, row, column, [&](int64_t at, int64_t count) {
-          std::memset(sums.data + at, 0, static_cast<size_t>(count) * 4);
-        });
+        if (!dense)
+          each_run(rows.size, columns.size, channels, row, column, [&](int64_t at, int64_t count) {
+            std::memset(sums.data + at, 0, static_cast<size_t>(count) * 4);
+          });
         if (!table) {
           const ComputedCells computed{rows, columns};
           add_windows<kChannels, true>(call, grad, offsets, channels, computed, sums, inside, inside_end);
@@ -224,7 +230,8 @@ const char* scatter(const PoolBackward<T, O>& call) {
               T* to = grad_x + h * call.x_h + w * call.x_w;
               const float* from = sums.data + h * row + w * column;
               if (!kChannels && call.x_w == 1) {  // the rest of the row
-                for (; w + kWidth <= columns.size; w += kWidth, to += kWidth, from += kWidth) store(to, load(from));
+                for (; w + kWidth <= columns.size; w += kWidth, to += kWidth, from += kWidth)
+                  store(to, load(from));
                 if (w < columns.size) store(to, load_first(from, columns.size - w, 0.0f), columns.size - w);
                 break;
               }

@@ -1,8 +1,8 @@
 // Forward, any window over planes with any strides.
 //
-// Row by row: an input row is copied between -inf into a line of floats; each output's best of its KW cells there
-// is kept, for as many rows as a window spans; windows combine KH of these. So a row is looked at once, however
-// many windows overlap it. Windows few and wide put their cells on the lanes instead.
+// Row by row: an input row is copied between -inf into a line of floats; each output's best of its KW cells
+// there is kept, for as many rows as a window spans; windows combine KH of these. So a row is looked at once,
+// however many windows overlap it. Windows few and wide put their cells on the lanes instead.
 #pragma once
 
 #include "max_pool2d_forward.h"
@@ -90,9 +90,11 @@ struct RowWinners {
 };
 
 template <int kStride, class T, class O>
-void pool_window_row(const PoolForward<T, O>& call, RowWinners& kept, const T* x, int64_t oh, T* out, O* offsets) {
+void pool_window_row(const PoolForward<T, O>& call, RowWinners& kept, const T* x, int64_t oh, T* out,
+                     O* offsets) {
   const Axis& rows = kept.rows;
-  const int64_t top = rows.start(oh), first = rows.first(top), end = rows.end(top), width = kept.columns.outputs;
+  const int64_t top = rows.start(oh), first = rows.first(top), end = rows.end(top),
+                width = kept.columns.outputs;
   const int64_t kernel = kept.columns.kernel, together = kept.kept > 1 ? rows.kernel : 1;
   int64_t kh = first;
   do {  // once also where no row is inside
@@ -158,9 +160,10 @@ const char* pool_windows(const PoolForward<T, O>& call) {
   return nullptr;
 }
 
-// ------------------------------------------------------------------------------------------ cells on the lanes
+// ------------------------------------------------------------------------------ cells on the lanes
 
-// Lane by lane the winner of two: a NaN over a number, the later NaN, the greater number, the earlier of equals.
+// Lane by lane the winner of two: a NaN over a number, the later NaN, the greater number, the earlier of
+// equals.
 FASTDL_INLINE void merge(Vec& best, IVec& winner, Vec other, IVec other_winner) {
   const IVec nan = best != best, other_nan = other != other, later = other_winner > winner;
   const IVec better = (other_nan & (~nan | later)) | (~nan & ((other > best) | ((other == best) & ~later)));
@@ -189,7 +192,8 @@ FASTDL_INLINE void pool_cells(const T* x, int64_t x_h, const Axis& rows, const A
       }
     }
     for (; kw < kw_end; kw += kWidth) {
-      take(best[0], winner[0], load_first(p + kw, kw_end - kw, kMinusInf), iota() + (row + static_cast<int32_t>(kw)));
+      take(best[0], winner[0], load_first(p + kw, kw_end - kw, kMinusInf),
+           iota() + (row + static_cast<int32_t>(kw)));
     }
   }
   merge(best[0], winner[0], best[1], winner[1]);
@@ -209,19 +213,20 @@ FASTDL_INLINE void pool_cells(const T* x, int64_t x_h, const Axis& rows, const A
 template <class T, class O>
 void pool_wide_windows(const PoolForward<T, O>& call) {
   const Axis rows = call.rows, columns = call.columns;
-  parallel(call.context, call.n * call.c * rows.outputs, call.grain(columns.outputs), [&](int64_t begin, int64_t end) {
-    each_plane(call, begin, end, [&](const T* x, T* out, O* offsets, int64_t oh, int64_t oh_end) {
-      for (; oh < oh_end; ++oh) {
-        for (int64_t ow = 0; ow < columns.outputs; ++ow) {
-          float value;
-          int64_t cell;
-          pool_cells(x, call.x_h, rows, columns, rows.start(oh), columns.start(ow), value, cell);
-          out[oh * call.out_h + ow * call.out_w] = from_float<T>(value);
-          store_cell(offsets + oh * call.out_h + ow * call.out_w, cell);
-        }
-      }
-    });
-  });
+  parallel(call.context, call.n * call.c * rows.outputs, call.grain(columns.outputs),
+           [&](int64_t begin, int64_t end) {
+             each_plane(call, begin, end, [&](const T* x, T* out, O* offsets, int64_t oh, int64_t oh_end) {
+               for (; oh < oh_end; ++oh) {
+                 for (int64_t ow = 0; ow < columns.outputs; ++ow) {
+                   float value;
+                   int64_t cell;
+                   pool_cells(x, call.x_h, rows, columns, rows.start(oh), columns.start(ow), value, cell);
+                   out[oh * call.out_h + ow * call.out_w] = from_float<T>(value);
+                   store_cell(offsets + oh * call.out_h + ow * call.out_w, cell);
+                 }
+               }
+             });
+           });
 }
 
 }  // namespace fastdl::cpu

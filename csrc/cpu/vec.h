@@ -1,8 +1,9 @@
-// Vectors of floats for the CPU kernels: Vec, as wide as the capability this file is compiled for. Loads and stores
-// convert from and to float16 and bfloat16, so that all arithmetic is float32.
+// Vectors of floats for the CPU kernels: Vec, as wide as the capability this file is compiled for. Loads and
+// stores convert from and to float16 and bfloat16, so that all arithmetic is float32.
 //
-// Built on the compiler's own vector types (GCC, clang): a + b, a < b and a[i] work on Vec as they do on floats, on
-// any machine; intrinsics appear here alone, where the compiler would not find the instruction by itself.
+// Built on the compiler's own vector types (GCC, clang): a + b, a < b and a[i] work on Vec as they do on
+// floats, on any machine; intrinsics appear here alone, where the compiler would not find the instruction by
+// itself.
 #pragma once
 
 #include <cmath>
@@ -157,11 +158,12 @@ FASTDL_INLINE float sum(Vec x) {
 // NaN lanes do not count; NaN if there are no others.
 FASTDL_INLINE float max(Vec x) {
   for (int half = kWidth / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) x[i] = x[i] >= x[i + half] || x[i + half] != x[i + half] ? x[i] : x[i + half];
+    for (int i = 0; i < half; ++i)
+      x[i] = x[i] >= x[i + half] || x[i + half] != x[i + half] ? x[i] : x[i + half];
   return x[0];
 }
 
-// ---------------------------------------------------------------------------------------------------- float64
+// ----------------------------------------------------------------------------------------- float64
 
 typedef double DVec __attribute__((vector_size(kWidth * 4)));
 
@@ -212,7 +214,7 @@ FASTDL_INLINE double sum(const Wide& x) {
   return v[0];
 }
 
-// ------------------------------------------------------------------------------------------ scalars and dtypes
+// ------------------------------------------------------------------------------ scalars and dtypes
 
 FASTDL_INLINE float to_float(float x) { return x; }
 FASTDL_INLINE float to_float(bf16 x) {
@@ -267,7 +269,7 @@ FASTDL_INLINE f16 from_float<f16>(float x) {
   bits &= 0x7fffffff;
   if (bits > 0x7f800000) return {static_cast<uint16_t>(sign | 0x7e00)};
   if (bits >= 0x477ff000) return {static_cast<uint16_t>(sign | 0x7c00)};  // 65520 and more round to infinity
-  if (bits < 0x38800000) {                                               // below 2^-14: subnormal, units of 2^-24
+  if (bits < 0x38800000) {  // below 2^-14: subnormal, units of 2^-24
     float magnitude;
     std::memcpy(&magnitude, &bits, 4);
     return {static_cast<uint16_t>(sign | static_cast<uint16_t>(std::nearbyint(magnitude * 0x1p24f)))};
@@ -277,7 +279,7 @@ FASTDL_INLINE f16 from_float<f16>(float x) {
 #endif
 }
 
-// ---------------------------------------------------------------------------------------------- loads and stores
+// -------------------------------------------------------------------------------- loads and stores
 
 FASTDL_INLINE Vec load(const float* p) {
   Vec v;
@@ -396,7 +398,7 @@ FASTDL_INLINE Vec narrow(Vec v) {
   }
 }
 
-// --------------------------------------------------------------------------------------------------- functions
+// --------------------------------------------------------------------------------------- functions
 
 // exp(x) to about 1 ulp: x = n ln 2 + r, exp(r) by a polynomial. 0 far below, inf far above, NaN for NaN.
 FASTDL_INLINE Vec exp(Vec x) {
@@ -414,7 +416,8 @@ FASTDL_INLINE Vec exp(Vec x) {
 #if defined(__AVX512F__)
   return _mm512_scalef_ps(p, n);
 #else
-  // 2^n in two factors: n reaches -150 and 128, where 2^n itself is no normal float; NaN has p = NaN, any n does
+  // 2^n in two factors: n reaches -150 and 128, where 2^n itself is no normal float; NaN has p = NaN, any n
+  // does
   IVec whole = to_int(select(n == n, n, Vec{}));
   IVec half = whole >> 1;
   return p * as_float((half + 127) << 23) * as_float((whole - half + 127) << 23);

@@ -1,8 +1,8 @@
 // The activations of fastdl/activations.py in float32: y = act(x), and dx = dy * act'(x) from y or from x.
 //
-// `act` is a constant of the kernel, and the switch folds, or an argument, and it is a branch that all threads take
-// together. `param` is negative_slope of leaky_relu, alpha of elu. NaN passes through every forward, as in torch:
-// hence comparisons that are false for NaN in the branch that changes x, and no fmaxf.
+// `act` is a constant of the kernel, and the switch folds, or an argument, and it is a branch that all
+// threads take together. `param` is negative_slope of leaky_relu, alpha of elu. NaN passes through every
+// forward, as in torch: hence comparisons that are false for NaN in the branch that changes x, and no fmaxf.
 #pragma once
 
 #include "runtime.cuh"
@@ -23,13 +23,20 @@ __device__ __forceinline__ float softplus(float x) {
 
 __device__ __forceinline__ float activate(float x, Activation act, float param) {
   switch (act) {
-    case Activation::kNone: return x;
-    case Activation::kReLU: return x < 0.0f ? 0.0f : x;
-    case Activation::kLeakyReLU: return x > 0.0f ? x : x * param;
-    case Activation::kELU: return x <= 0.0f ? param * expm1f(x) : x;
-    case Activation::kSigmoid: return sigmoid(x);
-    case Activation::kTanh: return tanhf(x);
-    case Activation::kSoftplus: return x > 20.0f ? x : softplus(x);
+    case Activation::kNone:
+      return x;
+    case Activation::kReLU:
+      return x < 0.0f ? 0.0f : x;
+    case Activation::kLeakyReLU:
+      return x > 0.0f ? x : x * param;
+    case Activation::kELU:
+      return x <= 0.0f ? param * expm1f(x) : x;
+    case Activation::kSigmoid:
+      return sigmoid(x);
+    case Activation::kTanh:
+      return tanhf(x);
+    case Activation::kSoftplus:
+      return x > 20.0f ? x : softplus(x);
   }
   return x;
 }
@@ -37,13 +44,20 @@ __device__ __forceinline__ float activate(float x, Activation act, float param) 
 // dy * act'(x) from the output y.
 __device__ __forceinline__ float activation_grad(float dy, float y, Activation act, float param) {
   switch (act) {
-    case Activation::kNone: return dy;
-    case Activation::kReLU: return y <= 0.0f ? 0.0f : dy;
-    case Activation::kLeakyReLU: return y > 0.0f ? dy : dy * param;
-    case Activation::kELU: return y <= 0.0f ? dy * (y + param) : dy;
-    case Activation::kSigmoid: return dy * (1.0f - y) * y;
-    case Activation::kTanh: return dy * (1.0f - y * y);
-    case Activation::kSoftplus: return y > 20.0f ? dy : -dy * expm1f(-y);
+    case Activation::kNone:
+      return dy;
+    case Activation::kReLU:
+      return y <= 0.0f ? 0.0f : dy;
+    case Activation::kLeakyReLU:
+      return y > 0.0f ? dy : dy * param;
+    case Activation::kELU:
+      return y <= 0.0f ? dy * (y + param) : dy;
+    case Activation::kSigmoid:
+      return dy * (1.0f - y) * y;
+    case Activation::kTanh:
+      return dy * (1.0f - y * y);
+    case Activation::kSoftplus:
+      return y > 20.0f ? dy : -dy * expm1f(-y);
   }
   return dy;
 }
@@ -52,10 +66,14 @@ __device__ __forceinline__ float activation_grad(float dy, float y, Activation a
 // 1 - y * y is mostly the rounding of y.
 __device__ __forceinline__ float activation_grad_at(float dy, float x, Activation act, float param) {
   switch (act) {
-    case Activation::kNone: return dy;
-    case Activation::kReLU: return x <= 0.0f ? 0.0f : dy;
-    case Activation::kLeakyReLU: return x > 0.0f ? dy : dy * param;
-    case Activation::kELU: return x <= 0.0f ? dy * (param * expf(x)) : dy;
+    case Activation::kNone:
+      return dy;
+    case Activation::kReLU:
+      return x <= 0.0f ? 0.0f : dy;
+    case Activation::kLeakyReLU:
+      return x > 0.0f ? dy : dy * param;
+    case Activation::kELU:
+      return x <= 0.0f ? dy * (param * expf(x)) : dy;
     case Activation::kSigmoid: {
       const float e = expf(-fabsf(x));
       return dy * (e / ((1.0f + e) * (1.0f + e)));
@@ -64,7 +82,8 @@ __device__ __forceinline__ float activation_grad_at(float dy, float x, Activatio
       const float e = expf(-2.0f * fabsf(x));
       return dy * (4.0f * e / ((1.0f + e) * (1.0f + e)));
     }
-    case Activation::kSoftplus: return x > 20.0f ? dy : dy * sigmoid(x);
+    case Activation::kSoftplus:
+      return x > 20.0f ? dy : dy * sigmoid(x);
   }
   return dy;
 }

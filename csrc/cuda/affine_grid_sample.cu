@@ -4,7 +4,8 @@
 //   affine_grid_sample_grad_theta.cu    grad_theta = sum over q and c of grad_out[q] d out[q] / d theta
 //   affine_grid_sample_grad_input.cu    grad_input[p] = sum over q of weight(p, q) grad_out[q]
 //   affine_grid_sample_map.cuh          where q samples
-//   sampling*.cuh                       padding; the pixels around a point; tiles of pixels: any op's that samples
+//   sampling*.cuh                       padding; the pixels around a point; tiles of pixels: any op's that
+//   samples
 #include "affine_grid_sample_map.cuh"
 
 FASTDL_EXPORT const char* fastdl_affine_grid_sample_forward(const fastdl::AffineGridSampleForward* p,

@@ -1,6 +1,7 @@
 // affine_grid_sample: where an output pixel samples the input.
 //
-//   gx = (xn theta00 + yn theta01) + theta02      each operation rounded, as torch's CPU kernels do; gy likewise
+//   gx = (xn theta00 + yn theta01) + theta02      each operation rounded, as torch's CPU kernels do; gy
+//   likewise
 #pragma once
 
 #include "../affine_grid_sample.h"

@@ -1,11 +1,12 @@
 // batch_norm backward, with dz = grad_out * act':
 //
 //   grad_bias = sum dz, grad_weight = sum dz * xhat, grad_residual = dz, xhat = (x - mean) * invstd
-//   grad_x = (dz - mean(dz) - xhat * mean(dz * xhat)) * weight * invstd, or dz * weight * invstd in evaluation
+//   grad_x = (dz - mean(dz) - xhat * mean(dz * xhat)) * weight * invstd, or dz * weight * invstd in
+//   evaluation
 //
-// One launch where grad_out and x of a channel block stay in the shared memory of the blocks of threads that own it;
-// else the sums, finished by the last block of each channel block, and the elementwise pass, backwards. Where only one
-// of them is asked for, that one alone.
+// One launch where grad_out and x of a channel block stay in the shared memory of the blocks of threads that
+// own it; else the sums, finished by the last block of each channel block, and the elementwise pass,
+// backwards. Where only one of them is asked for, that one alone.
 #include "../batch_norm.h"
 #include "batch_norm_gradients.cuh"
 
@@ -22,14 +23,15 @@ constexpr int kSharedBatch = V == 8 ? 1 : kBatch<V>;  // where they come from sh
 
 // grad_x and grad_residual of V elements.
 template <class T, int V>
-__device__ __forceinline__ void put_gradients(const Backward<T>& b, const Coefficients<V>& k, const Vec<float, V>& dz,
-                                              const Vec<T, V>& x, int64_t offset) {
+__device__ __forceinline__ void put_gradients(const Backward<T>& b, const Coefficients<V>& k,
+                                              const Vec<float, V>& dz, const Vec<T, V>& x, int64_t offset) {
   if (b.grad_residual) store<Cache::kStreaming>(b.grad_residual + offset, narrow<T>(dz));
   if (!b.grad_x) return;
   Vec<float, V> grad = dz;
   if (b.training) {
 #pragma unroll
-    for (int i = 0; i < V; ++i) grad[i] = centred(grad[i], to_float(x[i]), k.mean[i], k.mean_dz[i], k.slope[i]);
+    for (int i = 0; i < V; ++i)
+      grad[i] = centred(grad[i], to_float(x[i]), k.mean[i], k.mean_dz[i], k.slope[i]);
   }
 #pragma unroll
   for (int i = 0; i < V; ++i) grad[i] *= k.scale[i];
@@ -48,8 +50,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const bool reads_x = b.grad_weight.data || b.means || b.recomputes();
   Sums sums[V];
   sums_of<kAny, T, V, kAny ? 1 : kBatch<V>>(
-      b, cut, place, k, [&](int64_t offset, int64_t) { return load_elements<T, V>(b, offset, reads_x); }, scratch,
-      sums);
+      b, cut, place, k, [&](int64_t offset, int64_t) { return load_elements<T, V>(b, offset, reads_x); },
+      scratch, sums);
   const int columns = cut.columns(V);
   partials += place.block * cut.splits * columns;
   put_sums<V>(cut, place, sums, partials + int64_t(place.split) * columns);
@@ -73,8 +75,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-// Sums and elementwise pass in one, grad_out and x of the block in shared memory: [2, trips, kThreads] vectors, each
-// read by the thread that wrote it.
+// Sums and elementwise pass in one, grad_out and x of the block in shared memory: [2, trips, kThreads]
+// vectors, each read by the thread that wrote it.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads, 2)
     batch_norm_backward_resident(Cut cut, Backward<T> b, Team team, Sums* partials, unsigned* counters) {
@@ -113,13 +115,13 @@ __global__ void __launch_bounds__(kThreads, 2)
   Coefficients<V> k = coefficients_of<V>(b, cut, place);
   Sums sums[V];
   sums_of<false, T, V, kSharedBatch<V>>(b, cut, place, k, fetch, scratch, sums);
-  const Exchange<Sums> exchange = {team,    mine,        partials + place.block * cut.splits * columns,
-                                   counters + place.block, columns, place.split,
-                                   cut.splits};
+  const Exchange<Sums> exchange = {
+      team,        mine,      partials + place.block * cut.splits * columns, counters + place.block, columns,
+      place.split, cut.splits};
   put_sums<V>(cut, place, sums, exchange.slot());
   exchange.meet();
-  const CombinedSums combined =
-      combine_sums(columns, cut.splits, [&](int split, int column) { return exchange.get(split, column); }, scratch);
+  const CombinedSums combined = combine_sums(
+      columns, cut.splits, [&](int split, int column) { return exchange.get(split, column); }, scratch);
   exchange.read_all();
   const int64_t c = place.block * columns + threadIdx.x;
   if (int(threadIdx.x) < columns && c < cut.channels) {
@@ -137,9 +139,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
   }
   for_items<kSharedBatch<V>>(cut, place, walk, false, fetch,
-                                [&](const Elements<T, V>& e, int64_t offset, bool inside, int64_t) {
-                                  if (inside) put_gradients(b, k, incoming_all<false>(b, k, e), e.x, offset);
-                                });
+                             [&](const Elements<T, V>& e, int64_t offset, bool inside, int64_t) {
+                               if (inside) put_gradients(b, k, incoming_all<false>(b, k, e), e.x, offset);
+                             });
   exchange.leave();
 }
 
@@ -164,7 +166,8 @@ __global__ void __launch_bounds__(kThreads, 2) batch_norm_backward(Cut cut, Back
       });
 }
 
-// The same for any size, alignment and activation, x as one flat array. `wide`: the tensors are aligned for vectors.
+// The same for any size, alignment and activation, x as one flat array. `wide`: the tensors are aligned for
+// vectors.
 template <class T, bool kAny>
 __global__ void __launch_bounds__(kThreads, 2) batch_norm_backward_flat(Backward<T> b, bool wide) {
   constexpr int V = kVec<T>;
@@ -210,8 +213,8 @@ const char* resident(const Plan& plan, const Backward<T>& b, Context* context) {
   if (plan.team == Team::kGrid) {
     if (const char* error = scratch.make(plan.cut, V, context)) return error;
   }
-  return describe(launch(&batch_norm_backward_resident<T, V>, launch_of(plan, stream_of(context)), plan.cut, b,
-                         plan.team, scratch.partials, scratch.counters));
+  return describe(launch(&batch_norm_backward_resident<T, V>, launch_of(plan, stream_of(context)), plan.cut,
+                         b, plan.team, scratch.partials, scratch.counters));
 }
 
 template <class T, int V>
@@ -221,8 +224,8 @@ const char* gradient_sums(const Shape& shape, const Backward<T>& b, const Device
   if (const char* error = scratch.make(cut, V, context)) return error;
   return dispatch_bool(!simple(b.act), [&](auto any) {
     return describe(launch(&batch_norm_gradient_sums<decltype(any)::value, T, V>,
-                           dim3(static_cast<unsigned>(cut.blocks * cut.splits)), dim3(kThreads), 0, stream_of(context),
-                           cut, b, scratch.partials, scratch.counters));
+                           dim3(static_cast<unsigned>(cut.blocks * cut.splits)), dim3(kThreads), 0,
+                           stream_of(context), cut, b, scratch.partials, scratch.counters));
   });
 }
 
@@ -238,9 +241,9 @@ const char* gradients(const Shape& shape, int v, const Backward<T>& b, bool wide
   const int64_t blocks = ceil_div(b.numel, int64_t(kThreads) * V);
   if (blocks > kMaxGridX) return "a tensor too large for one launch";
   return dispatch_bool(!simple(b.act), [&](auto any) {
-    return describe(launch(&batch_norm_backward_flat<T, decltype(any)::value>, dim3(static_cast<unsigned>(blocks)),
-                           dim3(kThreads), flat_entries(shape, V) * 5 * int64_t(sizeof(float)), stream_of(context), b,
-                           wide));
+    return describe(launch(&batch_norm_backward_flat<T, decltype(any)::value>,
+                           dim3(static_cast<unsigned>(blocks)), dim3(kThreads),
+                           flat_entries(shape, V) * 5 * int64_t(sizeof(float)), stream_of(context), b, wide));
   });
 }
 
@@ -288,14 +291,16 @@ const char* backward(const BatchNormBackward& p, Context* context) {
   const bool sums = b.grad_weight.data || b.grad_bias.data || b.batch();
   const bool elements = b.grad_x || b.grad_residual;
   if (sums) {
-    const Plan plan = elements && simple(b.act) ? resident_plan<T>(shape, v, 2, device, kStaticBytes) : Plan{};
+    const Plan plan =
+        elements && simple(b.act) ? resident_plan<T>(shape, v, 2, device, kStaticBytes) : Plan{};
     if (!plan.resident && b.batch()) {
       b.means = static_cast<float*>(context->allocate(context, 2 * shape.c * int64_t(sizeof(float))));
       if (!b.means) return "out of memory";
     }
     const auto run = [&](auto n) {
       constexpr int V = decltype(n)::value;
-      return plan.resident ? resident<T, V>(plan, b, context) : gradient_sums<T, V>(shape, b, device, context);
+      return plan.resident ? resident<T, V>(plan, b, context)
+                           : gradient_sums<T, V>(shape, b, device, context);
     };
     const char* error;
     if constexpr (sizeof(T) == 2) {
@@ -312,7 +317,8 @@ const char* backward(const BatchNormBackward& p, Context* context) {
 }  // namespace batch_norm
 }  // namespace fastdl
 
-FASTDL_EXPORT const char* fastdl_batch_norm_backward(const fastdl::BatchNormBackward* p, fastdl::Context* context) {
+FASTDL_EXPORT const char* fastdl_batch_norm_backward(const fastdl::BatchNormBackward* p,
+                                                     fastdl::Context* context) {
   using namespace fastdl;
   const DeviceGuard guard(context->device);
   if (guard.error()) return guard.error();

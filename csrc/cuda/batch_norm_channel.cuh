@@ -1,5 +1,5 @@
-// What forward and backward agree on to the last bit: the parameters of a channel, the pre-activation, and the mask of
-// the relu behind it.
+// What forward and backward agree on to the last bit: the parameters of a channel, the pre-activation, and
+// the mask of the relu behind it.
 #pragma once
 
 #include "activation.cuh"
@@ -47,8 +47,8 @@ __device__ __forceinline__ float rounded(float x) {
   return to_float(from_float<T>(x));
 }
 
-// grad * act'(z) with z = preactivation(...). Which side of a kink: that of z in x's dtype, as mask, out and torch
-// have it.
+// grad * act'(z) with z = preactivation(...). Which side of a kink: that of z in x's dtype, as mask, out and
+// torch have it.
 template <bool kAny, class T>
 __device__ __forceinline__ float grad_at(float grad, float z, Activation act, float param) {
   if constexpr (!kAny) {
@@ -69,8 +69,8 @@ __device__ __forceinline__ unsigned relu_bits(const Vec<T, N>& out) {
   return bits;
 }
 
-// Writes N bits at `offset`, a multiple of N. Four come together with their neighbour's in a byte: reached by whole
-// warps, neighbours in memory being neighbours of even and odd threadIdx.x.
+// Writes N bits at `offset`, a multiple of N. Four come together with their neighbour's in a byte: reached by
+// whole warps, neighbours in memory being neighbours of even and odd threadIdx.x.
 template <int N>
 __device__ __forceinline__ void write_bits(uint8_t* mask, int64_t offset, unsigned bits, bool inside) {
   static_assert(N == 4 || N == 8, "half a byte or a byte");
@@ -87,8 +87,8 @@ __device__ __forceinline__ unsigned read_bits(const uint8_t* mask, int64_t offse
   return unsigned(__ldg(mask + (offset >> 3))) >> (offset & 7);
 }
 
-// The activations that most kernels know, those of a comparison; the rest, of many instructions, is for kernels that
-// take one vector at a time (kAny).
+// The activations that most kernels know, those of a comparison; the rest, of many instructions, is for
+// kernels that take one vector at a time (kAny).
 inline bool simple(Activation act) {
   return act == Activation::kNone || act == Activation::kReLU || act == Activation::kLeakyReLU;
 }
@@ -146,8 +146,9 @@ __device__ __forceinline__ Vec<T, N> narrow(const Vec<float, N>& value) {
 
 // ---- Walking x as one flat array, where a vector's elements are of several channels or not aligned ----
 
-// The elements of a block of threads: `tile` of them from `begin` on. A table in shared memory holds the parameters of
-// their channels: entry k is that of channel (first line + k) % C, a line being what lies side by side of one channel.
+// The elements of a block of threads: `tile` of them from `begin` on. A table in shared memory holds the
+// parameters of their channels: entry k is that of channel (first line + k) % C, a line being what lies side
+// by side of one channel.
 struct Flat {
   int64_t begin, line;
   int entries;

@@ -1,11 +1,12 @@
 // How x is cut: channel blocks, tiles and splits, for kernels and for the host.
 //
 // x is dense, in one of two forms:
-//   planes  [N, C, S], S contiguous: a block of threads owns one channel; its items are the vectors of its planes
-//   rows    [N * S, C], C contiguous (channels-last, 2-D): a block of threads owns `lanes` vectors of channels side by
+//   planes  [N, C, S], S contiguous: a block of threads owns one channel; its items are the vectors of its
+//   planes rows    [N * S, C], C contiguous (channels-last, 2-D): a block of threads owns `lanes` vectors of
+//   channels side by
 //           side; its items are the rows
-// A vector is V elements side by side, a tile kThreads of them. The tiles of a channel block are dealt to `splits`
-// blocks of threads in turns, so that all of them walk through memory together.
+// A vector is V elements side by side, a tile kThreads of them. The tiles of a channel block are dealt to
+// `splits` blocks of threads in turns, so that all of them walk through memory together.
 #pragma once
 
 #include "runtime.cuh"
@@ -92,11 +93,11 @@ __device__ __forceinline__ void advance(Walk& walk, const Cut& cut, bool down) {
   }
 }
 
-// use(fetch(offset, trip), offset, inside) for all items of a thread, kBatch loads under way at once. All threads make
-// all trips; those of which the item does not exist with inside == false.
+// use(fetch(offset, trip), offset, inside) for all items of a thread, kBatch loads under way at once. All
+// threads make all trips; those of which the item does not exist with inside == false.
 template <int kBatch, class Fetch, class Use>
-__device__ __forceinline__ void for_items(const Cut& cut, const Place& place, Walk walk, bool down, Fetch fetch,
-                                          Use use) {
+__device__ __forceinline__ void for_items(const Cut& cut, const Place& place, Walk walk, bool down,
+                                          Fetch fetch, Use use) {
   using Value = decltype(fetch(int64_t(0), int64_t(0)));
   for (int64_t trip = 0; trip < walk.trips; trip += kBatch) {
     Value values[kBatch];
@@ -167,8 +168,8 @@ int vector_of(const Shape& shape, uintptr_t pointers) {
   return 1;
 }
 
-// Replaces p by a copy if it is not aligned for the vectors that the shape allows. Where a tensor lies must not show in
-// the result, and the width of the vectors decides in which order sums are taken.
+// Replaces p by a copy if it is not aligned for the vectors that the shape allows. Where a tensor lies must
+// not show in the result, and the width of the vectors decides in which order sums are taken.
 template <class T>
 const char* align(const T*& p, const Shape& shape, Context* context) {
   if (reinterpret_cast<uintptr_t>(p) % (sizeof(T) * vector_of<T>(shape, 0)) == 0) return nullptr;
@@ -213,8 +214,8 @@ inline Cut cut_of(const Shape& shape, int v, int lanes) {
   return cut;
 }
 
-// For a reduction that streams: rows in 128 bytes (where a vector is one element, a warp's width of it), and blocks
-// enough to fill the card once, more of them where a channel block's partials are few.
+// For a reduction that streams: rows in 128 bytes (where a vector is one element, a warp's width of it), and
+// blocks enough to fill the card once, more of them where a channel block's partials are few.
 inline Cut streaming_cut(const Shape& shape, int v, const Device& device) {
   Cut cut = cut_of(shape, v, v == 1 ? 32 : 8);
   const int64_t target = int64_t(device.multiprocessors) * (shape.rows ? 2 : 4);

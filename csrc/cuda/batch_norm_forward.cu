@@ -1,8 +1,9 @@
 // batch_norm forward: out = act((x - mean) * invstd * weight + bias + residual).
 //
-// Training takes one launch where the elements of a channel block stay in the shared memory of the blocks of threads
-// that own it, and x is read once; else two: statistics, finished by the last block of each channel block, and the
-// elementwise pass, which walks x backwards to find in the cache what the first one read last. Evaluation is that pass.
+// Training takes one launch where the elements of a channel block stay in the shared memory of the blocks of
+// threads that own it, and x is read once; else two: statistics, finished by the last block of each channel
+// block, and the elementwise pass, which walks x backwards to find in the cache what the first one read last.
+// Evaluation is that pass.
 #include "../batch_norm.h"
 #include "batch_norm_moments.cuh"
 
@@ -32,7 +33,8 @@ struct Forward {
   // mean and invstd of channel c, from the batch or from the running ones.
   __device__ __forceinline__ float2 load_statistics(int64_t c) const {
     if (training) return {statistics.mean[c], statistics.invstd[c]};
-    return {read<T>(statistics.running_mean, c, 0.0f), invstd_of(read<T>(statistics.running_var, c, 1.0f), eps)};
+    return {read<T>(statistics.running_mean, c, 0.0f),
+            invstd_of(read<T>(statistics.running_var, c, 1.0f), eps)};
   }
 };
 
@@ -43,8 +45,8 @@ struct Coefficients {
 };
 
 template <class T, int V, class Load>
-__device__ __forceinline__ Coefficients<V> coefficients_of(const Forward<T>& f, const Cut& cut, const Place& place,
-                                                           Load statistics) {
+__device__ __forceinline__ Coefficients<V> coefficients_of(const Forward<T>& f, const Cut& cut,
+                                                           const Place& place, Load statistics) {
   Coefficients<V> k = {};
   if (!place.exists) return k;
 #pragma unroll
@@ -60,8 +62,9 @@ __device__ __forceinline__ Coefficients<V> coefficients_of(const Forward<T>& f, 
 
 // out and mask of V elements. With a mask, reached by whole warps.
 template <class T, int V>
-__device__ __forceinline__ void put_elements(const Forward<T>& f, const Coefficients<V>& k, const Vec<T, V>& x,
-                                             const Vec<T, V>& residual, int64_t offset, bool inside) {
+__device__ __forceinline__ void put_elements(const Forward<T>& f, const Coefficients<V>& k,
+                                             const Vec<T, V>& x, const Vec<T, V>& residual, int64_t offset,
+                                             bool inside) {
   Vec<float, V> y;
 #pragma unroll
   for (int i = 0; i < V; ++i) y[i] = preactivation(to_float(x[i]), k.mean[i], k.scale[i], k.bias[i]);
@@ -111,8 +114,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (int(threadIdx.x) < columns && c < cut.channels) write_statistics<T>(statistics, c, combined);
 }
 
-// Statistics and elementwise pass in one, the block's elements in shared memory: [trips, kThreads] vectors, each read
-// by the thread that wrote it.
+// Statistics and elementwise pass in one, the block's elements in shared memory: [trips, kThreads] vectors,
+// each read by the thread that wrote it.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads, 2)
     batch_norm_resident(Cut cut, Forward<T> f, Team team, Moments* partials, unsigned* counters) {
@@ -126,15 +129,16 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   const Walk walk = walk_of<V>(cut, place, false);
   for_items<8>(
-      cut, place, walk, false, [&](int64_t offset, int64_t) { return load<V, Cache::kStreaming>(f.x + offset); },
+      cut, place, walk, false,
+      [&](int64_t offset, int64_t) { return load<V, Cache::kStreaming>(f.x + offset); },
       [&](const Vec<T, V>& x, int64_t, bool, int64_t trip) { store(slot(trip), x); });
 
   Moments moments[V];
   moments_of<T, V, kBatch<V>>(
       cut, place, f.x, [&](int64_t, int64_t trip) { return load<V>(slot(trip)); }, scratch, moments);
-  const Exchange<Moments> exchange = {team,    mine,        partials + place.block * cut.splits * columns,
-                                      counters + place.block, columns, place.split,
-                                      cut.splits};
+  const Exchange<Moments> exchange = {
+      team,        mine,      partials + place.block * cut.splits * columns, counters + place.block, columns,
+      place.split, cut.splits};
   put_moments<V>(cut, place, moments, exchange.slot());
   exchange.meet();
   const Combined combined = combine_moments(
@@ -146,8 +150,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (place.split == 0) {
       statistics[threadIdx.x] = write_statistics<T>(f.statistics, c, combined);
     } else {
-      statistics[threadIdx.x] = {static_cast<float>(combined.mean),
-                                 static_cast<float>(1.0 / sqrt(combined.m2 / combined.count + f.statistics.eps))};
+      statistics[threadIdx.x] = {
+          static_cast<float>(combined.mean),
+          static_cast<float>(1.0 / sqrt(combined.m2 / combined.count + f.statistics.eps))};
     }
   }
   __syncthreads();
@@ -189,7 +194,8 @@ __global__ void __launch_bounds__(kThreads, 2) batch_norm_normalise(Cut cut, For
       });
 }
 
-// The same for any size, alignment and activation, x as one flat array. `wide`: the tensors are aligned for vectors.
+// The same for any size, alignment and activation, x as one flat array. `wide`: the tensors are aligned for
+// vectors.
 template <class T, bool kAny>
 __global__ void __launch_bounds__(kThreads, 2) batch_norm_normalise_flat(Forward<T> f, bool wide) {
   constexpr int V = kVec<T>;
@@ -232,7 +238,8 @@ __global__ void __launch_bounds__(kThreads, 2) batch_norm_normalise_flat(Forward
 
 // The mask from out, where a vector of the kernels above does not own whole bytes of it.
 template <class T>
-__global__ void __launch_bounds__(kThreads) batch_norm_pack_mask(const T* out, uint8_t* mask, int64_t numel, bool wide) {
+__global__ void __launch_bounds__(kThreads)
+    batch_norm_pack_mask(const T* out, uint8_t* mask, int64_t numel, bool wide) {
   constexpr int V = kVec<T>;
   const int64_t offset = global_thread() * V, left = numel - offset;
   unsigned bits = relu_bits(load_some<V>(out + offset, left, wide));
@@ -263,8 +270,8 @@ const char* resident(const Shape& shape, const Plan& plan, Forward<T> f, bool wi
   if (!packs) return nullptr;
   dim3 grid;
   if (const char* error = blocks_of<T>(f.numel, &grid)) return error;
-  return describe(launch(&batch_norm_pack_mask<T>, grid, dim3(kThreads), 0, stream_of(context), f.out, mask, f.numel,
-                         wide));
+  return describe(launch(&batch_norm_pack_mask<T>, grid, dim3(kThreads), 0, stream_of(context), f.out, mask,
+                         f.numel, wide));
 }
 
 template <class T, int V>
@@ -341,7 +348,8 @@ const char* forward(const BatchNormForward& p, Context* context) {
     const Plan plan = simple(f.act) ? resident_plan<T>(shape, v, 1, device, kStaticBytes) : Plan{};
     const auto run = [&](auto n) {
       constexpr int V = decltype(n)::value;
-      return plan.resident ? resident<T, V>(shape, plan, f, wide, context) : statistics<T, V>(shape, f, device, context);
+      return plan.resident ? resident<T, V>(shape, plan, f, wide, context)
+                           : statistics<T, V>(shape, f, device, context);
     };
     const char* error;
     if constexpr (sizeof(T) == 2) {
@@ -358,11 +366,11 @@ const char* forward(const BatchNormForward& p, Context* context) {
 }  // namespace batch_norm
 }  // namespace fastdl
 
-FASTDL_EXPORT const char* fastdl_batch_norm_forward(const fastdl::BatchNormForward* p, fastdl::Context* context) {
+FASTDL_EXPORT const char* fastdl_batch_norm_forward(const fastdl::BatchNormForward* p,
+                                                    fastdl::Context* context) {
   using namespace fastdl;
   const DeviceGuard guard(context->device);
   if (guard.error()) return guard.error();
-  return dispatch_float(p->x.dtype, [&](auto type) {
-    return batch_norm::forward<typename decltype(type)::type>(*p, context);
-  });
+  return dispatch_float(
+      p->x.dtype, [&](auto type) { return batch_norm::forward<typename decltype(type)::type>(*p, context); });
 }

@@ -1,5 +1,5 @@
-// What backward's kernels share: dz = grad_out * act', and the two sums per channel, which are the gradients of bias
-// and weight: sum dz and sum dz * xhat, xhat = (x - mean) * invstd.
+// What backward's kernels share: dz = grad_out * act', and the two sums per channel, which are the gradients
+// of bias and weight: sum dz and sum dz * xhat, xhat = (x - mean) * invstd.
 #pragma once
 
 #include "batch_norm_channel.cuh"
@@ -45,7 +45,8 @@ struct Coefficients {
 };
 
 template <int V, class T>
-__device__ __forceinline__ Coefficients<V> coefficients_of(const Backward<T>& b, const Cut& cut, const Place& place) {
+__device__ __forceinline__ Coefficients<V> coefficients_of(const Backward<T>& b, const Cut& cut,
+                                                           const Place& place) {
   Coefficients<V> k = {};
   if (!place.exists) return k;
 #pragma unroll
@@ -110,7 +111,8 @@ __device__ __forceinline__ float centred(float dz, float x, float mean, float me
 // The sums of this block's elements, per thread those of its V channels.
 template <bool kAny, class T, int V, int kBatch, class Fetch>
 __device__ __forceinline__ void sums_of(const Backward<T>& b, const Cut& cut, const Place& place,
-                                        const Coefficients<V>& k, Fetch fetch, double* scratch, Sums (&sums)[V]) {
+                                        const Coefficients<V>& k, Fetch fetch, double* scratch,
+                                        Sums (&sums)[V]) {
   Vec<float, V> total = {}, product = {};
   for_items<kBatch>(cut, place, walk_of<V>(cut, place, false), false, fetch,
                     [&](const Elements<T, V>& e, int64_t, bool inside, int64_t) {
@@ -129,7 +131,8 @@ __device__ __forceinline__ void sums_of(const Backward<T>& b, const Cut& cut, co
 }
 
 template <int V>
-__device__ __forceinline__ void put_sums(const Cut& cut, const Place& place, const Sums (&sums)[V], Sums* slot) {
+__device__ __forceinline__ void put_sums(const Cut& cut, const Place& place, const Sums (&sums)[V],
+                                         Sums* slot) {
   if (place.row != 0) return;
 #pragma unroll
   for (int i = 0; i < V; ++i) {
@@ -152,8 +155,8 @@ __device__ __forceinline__ CombinedSums combine_sums(int columns, int splits, Ge
 
 // Writes the gradients of weight and bias of channel c if `writes`; returns mean(dz) and mean(dz * xhat).
 template <class T>
-__device__ __forceinline__ float2 finish_sums(const Backward<T>& b, int64_t c, const CombinedSums& sums, int64_t count,
-                                              bool writes) {
+__device__ __forceinline__ float2 finish_sums(const Backward<T>& b, int64_t c, const CombinedSums& sums,
+                                              int64_t count, bool writes) {
   const double product = sums.product * b.invstd[c], n = static_cast<double>(count);
   if (writes) {
     write<T>(b.grad_bias, c, static_cast<float>(sums.total));

@@ -7,8 +7,8 @@
 namespace fastdl {
 namespace batch_norm {
 
-// Of the elements that one block of threads sees of a channel: their count, mean = pivot + shift in two parts, and
-// m2 = sum (x - mean)^2.
+// Of the elements that one block of threads sees of a channel: their count, mean = pivot + shift in two
+// parts, and m2 = sum (x - mean)^2.
 struct Moments {
   float count, pivot, shift, m2;
 };
@@ -20,22 +20,25 @@ struct Statistics {
   double momentum, eps;
 };
 
-// The moments of this block's elements, per thread those of its V channels (in planes: V times the same ones).
+// The moments of this block's elements, per thread those of its V channels (in planes: V times the same
+// ones).
 //
-// One pass of sums about a pivot: sum (x - p) and sum (x - p)^2. With the mean of the first tile as p, (p - mean)^2 is
-// at most var * tiles, which bounds the cancellation in m2 by the number of tiles. That mean is taken about the
-// channel's first element, so a constant channel gets m2 = 0 exactly; the mean stays in two parts, so that it can be
-// far larger than what sets the blocks' means apart. The pivot is rounded to x's dtype: half-precision x - p is then on
-// a coarse grid, where sums are exact for long; else all of them would be rounded to the same side.
+// One pass of sums about a pivot: sum (x - p) and sum (x - p)^2. With the mean of the first tile as p, (p -
+// mean)^2 is at most var * tiles, which bounds the cancellation in m2 by the number of tiles. That mean is
+// taken about the channel's first element, so a constant channel gets m2 = 0 exactly; the mean stays in two
+// parts, so that it can be far larger than what sets the blocks' means apart. The pivot is rounded to x's
+// dtype: half-precision x - p is then on a coarse grid, where sums are exact for long; else all of them would
+// be rounded to the same side.
 template <class T, int V, int kBatch, class Fetch>
-__device__ __forceinline__ void moments_of(const Cut& cut, const Place& place, const T* x, Fetch fetch, double* scratch,
-                                           Moments (&moments)[V]) {
+__device__ __forceinline__ void moments_of(const Cut& cut, const Place& place, const T* x, Fetch fetch,
+                                           double* scratch, Moments (&moments)[V]) {
   const Walk walk = walk_of<V>(cut, place, false);
   const float count = static_cast<float>(elements_of<V>(cut, place));
   Vec<float, V> pivot = {}, total = {}, squares = {};
   if (place.exists) {
 #pragma unroll
-    for (int i = 0; i < V; ++i) pivot[i] = to_float(x[place.channel * cut.channel_stride + (cut.rows ? i : 0)]);
+    for (int i = 0; i < V; ++i)
+      pivot[i] = to_float(x[place.channel * cut.channel_stride + (cut.rows ? i : 0)]);
   }
   if (place.exists && walk.item < cut.items) {
     const Vec<T, V> first = fetch(walk.offset, 0);
@@ -50,18 +53,20 @@ __device__ __forceinline__ void moments_of(const Cut& cut, const Place& place, c
   for (int i = 0; i < V; ++i) {
     pivot[i] += total[i] / in_tile;
     pivot[i] = rounded<T>(pivot[i]);
-    if (!(fabsf(pivot[i]) < __int_as_float(0x7f800000))) pivot[i] = 0.0f;  // inf - inf would make the mean NaN
+    if (!(fabsf(pivot[i]) < __int_as_float(0x7f800000)))
+      pivot[i] = 0.0f;  // inf - inf would make the mean NaN
     total[i] = 0.0f;
   }
-  for_items<kBatch>(cut, place, walk, false, fetch, [&](const Vec<T, V>& value, int64_t, bool inside, int64_t) {
-    if (!inside) return;
+  for_items<kBatch>(cut, place, walk, false, fetch,
+                    [&](const Vec<T, V>& value, int64_t, bool inside, int64_t) {
+                      if (!inside) return;
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      const float shifted = to_float(value[i]) - pivot[i];
-      total[i] += shifted;
-      squares[i] = __fmaf_rn(shifted, shifted, squares[i]);
-    }
-  });
+                      for (int i = 0; i < V; ++i) {
+                        const float shifted = to_float(value[i]) - pivot[i];
+                        total[i] += shifted;
+                        squares[i] = __fmaf_rn(shifted, shifted, squares[i]);
+                      }
+                    });
   total = tile_sum<V>(total, cut, scratch);
   squares = tile_sum<V>(squares, cut, scratch);
 #pragma unroll
@@ -93,7 +98,8 @@ struct Combined {
 // The moments of column threadIdx.x % columns, from those of all splits in a fixed order:
 // mean = sum n_i mean_i / n, m2 = sum m2_i + sum n_i (mean_i - mean)^2.
 template <class Get>
-__device__ __forceinline__ Combined combine_moments(int columns, int splits, double count, Get get, double* scratch) {
+__device__ __forceinline__ Combined combine_moments(int columns, int splits, double count, Get get,
+                                                    double* scratch) {
   const int column = static_cast<int>(threadIdx.x) % columns;
   const double pivot = get(0, column).pivot;
   Wide<4> sums = {};

@@ -31,8 +31,8 @@ __device__ __forceinline__ Wide<N> add(const Wide<N>& a, const Wide<N>& b) {
 // Room for kThreads values of up to 32 bytes.
 constexpr int kScratchDoubles = kThreads * 4;
 
-// The sum over the threads of the same threadIdx.x % columns, to all of them. `columns`: a power of two of at most
-// kMaxColumns; `scratch` is shared and free again on return.
+// The sum over the threads of the same threadIdx.x % columns, to all of them. `columns`: a power of two of at
+// most kMaxColumns; `scratch` is shared and free again on return.
 template <class X>
 __device__ __forceinline__ X column_sum(const X& own, int columns, double* scratch) {
   static_assert(sizeof(X) <= sizeof(double) * kScratchDoubles / kThreads, "fits the scratch memory");
@@ -50,9 +50,11 @@ __device__ __forceinline__ X column_sum(const X& own, int columns, double* scrat
   return sum;
 }
 
-// Per thread V channels (rows) or V parts of one channel (planes) -> per thread V sums, in planes all the same.
+// Per thread V channels (rows) or V parts of one channel (planes) -> per thread V sums, in planes all the
+// same.
 template <int V>
-__device__ __forceinline__ Vec<float, V> tile_sum(const Vec<float, V>& value, const Cut& cut, double* scratch) {
+__device__ __forceinline__ Vec<float, V> tile_sum(const Vec<float, V>& value, const Cut& cut,
+                                                  double* scratch) {
   if (!cut.rows) {
     Vec<float, V> halves = value;  // by halves: fewer roundings behind each other
 #pragma unroll
@@ -139,9 +141,9 @@ struct Plan {
 
 // A team for `tensors` tensors of T in shared memory, or none: then the tensor streams, and is read twice.
 //
-// One block alone, or a cluster of up to 8, where that makes blocks enough to fill the card or the work is short; two
-// of them on a multiprocessor if possible, so that one reads while the other writes. Else, if all of the tensor fits
-// onto the card at once, blocks that wait for each other through global memory.
+// One block alone, or a cluster of up to 8, where that makes blocks enough to fill the card or the work is
+// short; two of them on a multiprocessor if possible, so that one reads while the other writes. Else, if all
+// of the tensor fits onto the card at once, blocks that wait for each other through global memory.
 template <class T>
 Plan resident_plan(const Shape& shape, int v, int tensors, const Device& device, int static_bytes) {
   constexpr int kShortTrips = 16;
@@ -162,7 +164,8 @@ Plan resident_plan(const Shape& shape, int v, int tensors, const Device& device,
         if (cut.blocks > kMaxGridX / splits) break;
         const int64_t trips = ceil_div(cut.tiles, int64_t(splits));
         const bool busy = cut.blocks * splits >= device.multiprocessors || trips <= kShortTrips;
-        if (busy && trips * tile_bytes <= limit) return take(cut, splits == 1 ? Team::kAlone : Team::kCluster, splits);
+        if (busy && trips * tile_bytes <= limit)
+          return take(cut, splits == 1 ? Team::kAlone : Team::kCluster, splits);
       }
     }
   }

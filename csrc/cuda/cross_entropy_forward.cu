@@ -1,5 +1,5 @@
-// The losses of rows, lse, and their sum or mean in the same launch: the last block to finish adds up. The formulas
-// are those of docs/ops/cross_entropy.md.
+// The losses of rows, lse, and their sum or mean in the same launch: the last block to finish adds up. The
+// formulas are those of docs/ops/cross_entropy.md.
 #include "cross_entropy_plan.cuh"
 
 namespace fastdl {
@@ -8,7 +8,8 @@ namespace {
 template <class T, Share kShare, int kTeam, int V>
 cudaError_t launch_rows(const Plan& plan, const Launch& how, const Problem& p, const Losses& losses) {
   if constexpr (kTeam == kThreads && V > 1) {
-    if (plan.cluster > 1) return launch(cross_entropy_rows_forward<T, kShare, kTeam, V, true>, how, p, losses);
+    if (plan.cluster > 1)
+      return launch(cross_entropy_rows_forward<T, kShare, kTeam, V, true>, how, p, losses);
   }
   return launch(cross_entropy_rows_forward<T, kShare, kTeam, V, false>, how, p, losses);
 }
@@ -35,7 +36,8 @@ const char* run(const CrossEntropyForward& params, Context* context) {
     FASTDL_CUDA(cudaMemsetAsync(losses.counter, 0, sizeof(unsigned), stream_of(context)));
   }
   const Launch how = how_to(plan, context);
-  if (!plan.by_row) return describe(launch(cross_entropy_lanes_forward<T, kShare>, how, p, losses, plan.split));
+  if (!plan.by_row)
+    return describe(launch(cross_entropy_lanes_forward<T, kShare>, how, p, losses, plan.split));
   if (plan.team == kWarp) {
     return describe(plan.wide ? launch_rows<T, kShare, kWarp, kVec<T>>(plan, how, p, losses)
                               : launch_rows<T, kShare, kWarp, 1>(plan, how, p, losses));
@@ -47,7 +49,8 @@ const char* run(const CrossEntropyForward& params, Context* context) {
 }  // namespace
 }  // namespace fastdl
 
-const char* fastdl_cross_entropy_forward(const fastdl::CrossEntropyForward* params, fastdl::Context* context) {
+const char* fastdl_cross_entropy_forward(const fastdl::CrossEntropyForward* params,
+                                         fastdl::Context* context) {
   using namespace fastdl;
   const DeviceGuard guard(context->device);
   if (guard.error()) return guard.error();

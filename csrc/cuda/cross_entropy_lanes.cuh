@@ -1,5 +1,6 @@
-// A thread for each row, neighbours taking neighbouring rows: few classes, or classes that do not lie side by side.
-// Where classes are many, several warps of a block share its rows, each taking every so manieth block of classes.
+// A thread for each row, neighbours taking neighbouring rows: few classes, or classes that do not lie side by
+// side. Where classes are many, several warps of a block share its rows, each taking every so manieth block
+// of classes.
 #pragma once
 
 #include "cross_entropy_problem.cuh"
@@ -37,7 +38,8 @@ __device__ __forceinline__ float sum_parts(const Split& split, float value, floa
   slots[threadIdx.x] = value;
   __syncthreads();
   value = 0.0f;
-  for (int part = 0; part < split.parts; ++part) value += slots[part * split.lanes + threadIdx.x % split.lanes];
+  for (int part = 0; part < split.parts; ++part)
+    value += slots[part * split.lanes + threadIdx.x % split.lanes];
   __syncthreads();
   return value;
 }
@@ -45,19 +47,23 @@ __device__ __forceinline__ float max_parts(const Split& split, float value, floa
   if (split.parts == 1) return value;
   slots[threadIdx.x] = value;
   __syncthreads();
-  for (int part = 0; part < split.parts; ++part) value = fmaxf(value, slots[part * split.lanes + threadIdx.x % split.lanes]);
+  for (int part = 0; part < split.parts; ++part)
+    value = fmaxf(value, slots[part * split.lanes + threadIdx.x % split.lanes]);
   __syncthreads();
   return value;
 }
 
 template <class T, Share kShare>
-__global__ void __launch_bounds__(kThreads, kOne) cross_entropy_lanes_forward(Problem p, Losses losses, Split split) {
+__global__ void __launch_bounds__(kThreads, kOne)
+    cross_entropy_lanes_forward(Problem p, Losses losses, Split split) {
   __shared__ float slots[kThreads];
   __shared__ Sums summed[kThreads / kWarp];
   __shared__ bool last;
-  const int lane = static_cast<int>(threadIdx.x) % split.lanes, part = static_cast<int>(threadIdx.x) / split.lanes;
+  const int lane = static_cast<int>(threadIdx.x) % split.lanes,
+            part = static_cast<int>(threadIdx.x) / split.lanes;
   Sums sums = {0.0, 0.0};
-  for (int64_t first = int64_t(blockIdx.x) * split.lanes; first < p.rows; first += int64_t(gridDim.x) * split.lanes) {
+  for (int64_t first = int64_t(blockIdx.x) * split.lanes; first < p.rows;
+       first += int64_t(gridDim.x) * split.lanes) {
     const int64_t r = first + lane;
     const bool exists = r < p.rows;
     const Row row(p, exists ? r : 0);
@@ -65,13 +71,15 @@ __global__ void __launch_bounds__(kThreads, kOne) cross_entropy_lanes_forward(Pr
     const T* const x = row.in<const T>(p.input);
     const T* const q = kShare == Share::kSoft ? row.in<const T>(p.target) : x;
     Running mine;
-    for (int64_t start = int64_t(part) * kBlock; target.kept && start < p.classes; start += int64_t(split.parts) * kBlock) {
+    for (int64_t start = int64_t(part) * kBlock; target.kept && start < p.classes;
+         start += int64_t(split.parts) * kBlock) {
       const int count = count_from(start, p.classes, kBlock);
       float value[kBlock];
       load_block(x + start * p.input.stride[1], p.input.stride[1], count, value);
       const T* const q_start = kShare == Share::kSoft ? q + start * p.target.stride[1] : q;
       mine.template add<kShare>(
-          value, [&](int i) { return share_at<kShare>(p, q_start, start, i); }, [&](int i) { return i < count; });
+          value, [&](int i) { return share_at<kShare>(p, q_start, start, i); },
+          [&](int i) { return i < count; });
     }
     const float max = finite(max_parts(split, mine.max, slots));
     const float log_sum = logf(sum_parts(split, mine.sum * fast_exp(mine.max - max), slots));
@@ -85,15 +93,18 @@ __global__ void __launch_bounds__(kThreads, kOne) cross_entropy_lanes_forward(Pr
   losses.finish(sums, blockIdx.x, gridDim.x, summed, &last);
 }
 
-// kInRegisters: C <= kBlock and one part; the softmax is taken from the row itself. Else the row is read twice.
+// kInRegisters: C <= kBlock and one part; the softmax is taken from the row itself. Else the row is read
+// twice.
 template <class T, Share kShare, bool kInRegisters>
 __global__ void __launch_bounds__(kThreads, kShare == Share::kNone && !kInRegisters ? kAny : kOne)
     cross_entropy_lanes_backward(Problem p, Scale scale_of, const float* lse, Tensor grad, Split split) {
   constexpr int kTaken = kInRegisters ? kBlock : kBlock / 2;  // few registers, many threads
   __shared__ float slots[kThreads];
-  const int lane = static_cast<int>(threadIdx.x) % split.lanes, part = static_cast<int>(threadIdx.x) / split.lanes;
+  const int lane = static_cast<int>(threadIdx.x) % split.lanes,
+            part = static_cast<int>(threadIdx.x) / split.lanes;
   const int64_t step = int64_t(split.parts) * kTaken;
-  for (int64_t first = int64_t(blockIdx.x) * split.lanes; first < p.rows; first += int64_t(gridDim.x) * split.lanes) {
+  for (int64_t first = int64_t(blockIdx.x) * split.lanes; first < p.rows;
+       first += int64_t(gridDim.x) * split.lanes) {
     const int64_t r = first + lane;
     const bool exists = r < p.rows;
     const Row row(p, exists ? r : 0);
@@ -102,7 +113,9 @@ __global__ void __launch_bounds__(kThreads, kShare == Share::kNone && !kInRegist
     const T* const q = kShare == Share::kSoft ? row.in<const T>(p.target) : x;
 
     // the loss times its gradient is sum_c a[c] * nll(c)
-    const float scale = target.kept ? scale_of.of(row) : target.ignored ? 0.0f : nan();  // not kept: the gradient
+    const float scale = target.kept      ? scale_of.of(row)
+                        : target.ignored ? 0.0f
+                                         : nan();  // not kept: the gradient
     const float smooth = scale * p.share;
     const float hit = kShare == Share::kSoft ? 0.0f : scale * (p.keep * weight_of(p, target.t));
     float sum_a = hit;
@@ -120,7 +133,8 @@ __global__ void __launch_bounds__(kThreads, kShare == Share::kNone && !kInRegist
       mine = sum_parts(split, mine, slots);
       sum_a = kShare == Share::kSoft ? scale * mine : fmaf(smooth, mine, hit);
     }
-    // dividing by the row's own sum makes up for the rounding of lse; what is read here is in the cache afterwards
+    // dividing by the row's own sum makes up for the rounding of lse; what is read here is in the cache
+    // afterwards
     const float row_lse = exists ? lse[r] : 0.0f;
     float factor = 0.0f;
     if constexpr (!kInRegisters) {

@@ -10,17 +10,17 @@
 namespace fastdl {
 namespace {
 
-constexpr int64_t kFewClasses = 16;    // and fewer: a thread takes a row
-constexpr int64_t kWarpClasses = 1024; // up to these a warp takes a row
+constexpr int64_t kFewClasses = 16;        // and fewer: a thread takes a row
+constexpr int64_t kWarpClasses = 1024;     // up to these a warp takes a row
 constexpr int64_t kManyClasses = 1 << 30;  // beyond, an int would overflow
 constexpr int64_t kMaxBlocks = 1 << 20;
 
 struct Plan {
-  bool by_row;   // classes lie side by side and are many
-  int team;      // threads per row
-  int cluster;   // blocks per row
-  bool wide;     // 16-byte accesses
-  Split split;   // not by_row
+  bool by_row;  // classes lie side by side and are many
+  int team;     // threads per row
+  int cluster;  // blocks per row
+  bool wide;    // 16-byte accesses
+  Split split;  // not by_row
   int64_t blocks;
 };
 
@@ -34,7 +34,8 @@ bool rows_aligned(const Tensor& t) {
 
 // `dense`: all tensors [N, C, D] of the call.
 template <class T>
-Plan plan_of(const Problem& p, std::initializer_list<const Tensor*> dense, const Device& device, bool clusters) {
+Plan plan_of(const Problem& p, std::initializer_list<const Tensor*> dense, const Device& device,
+             bool clusters) {
   Plan plan = {};
   plan.by_row = p.classes > kFewClasses && p.classes <= kManyClasses;
   plan.wide = true;
@@ -47,8 +48,8 @@ Plan plan_of(const Problem& p, std::initializer_list<const Tensor*> dense, const
   if (plan.by_row) {
     plan.team = p.classes <= kWarpClasses ? kWarp : kThreads;
     // a large vocabulary and few rows: several blocks per row, lest multiprocessors idle
-    while (clusters && plan.wide && device.capability >= 90 && plan.cluster < 8 && p.classes / plan.cluster >= 16384 &&
-           p.rows * plan.cluster < 4 * int64_t(device.multiprocessors))
+    while (clusters && plan.wide && device.capability >= 90 && plan.cluster < 8 &&
+           p.classes / plan.cluster >= 16384 && p.rows * plan.cluster < 4 * int64_t(device.multiprocessors))
       plan.cluster *= 2;
     blocks = ceil_div(p.rows * plan.team, int64_t(kThreads)) * plan.cluster;
   } else {

@@ -1,5 +1,5 @@
-// What the kernels of cross_entropy share: a call seen as rows, a row's target and weights, the running softmax sums,
-// and the sum of the losses. Row r = n * D + d is the C logits of one (n, d).
+// What the kernels of cross_entropy share: a call seen as rows, a row's target and weights, the running
+// softmax sums, and the sum of the losses. Row r = n * D + d is the C logits of one (n, d).
 #pragma once
 
 #include "../cross_entropy.h"
@@ -9,7 +9,8 @@ namespace fastdl {
 namespace {
 
 constexpr int kThreads = 256;
-// Least blocks on a multiprocessor. Where ptxas is left to choose, it may spill a few bytes to have one block more.
+// Least blocks on a multiprocessor. Where ptxas is left to choose, it may spill a few bytes to have one block
+// more.
 constexpr int kAny = 0, kOne = 1;
 constexpr float kLog2E = 1.4426950408889634f;
 
@@ -44,7 +45,8 @@ struct Problem {
   }
 };
 
-// An element of a tensor whose dtype is known at run time only: what is read or written once per row or class.
+// An element of a tensor whose dtype is known at run time only: what is read or written once per row or
+// class.
 __device__ __forceinline__ float load_any(const Tensor& t, int64_t at) {
   if (t.dtype == DType::kFloat16) return to_float(static_cast<const f16*>(t.data)[at]);
   if (t.dtype == DType::kBFloat16) return to_float(static_cast<const bf16*>(t.data)[at]);
@@ -91,7 +93,9 @@ __device__ __forceinline__ Class class_of(const Problem& p, const Row& row) {
   return {kept ? t : 0, kept, ignored};
 }
 
-__device__ __forceinline__ float weight_of(const Problem& p, int64_t c) { return p.weight ? __ldg(p.weight + c) : 1.0f; }
+__device__ __forceinline__ float weight_of(const Problem& p, int64_t c) {
+  return p.weight ? __ldg(p.weight + c) : 1.0f;
+}
 
 // a[c], the factor of nll(c) (times share where smoothing); q: probability of c.
 template <Share kShare>
@@ -101,7 +105,8 @@ __device__ __forceinline__ float share_of(const Problem& p, int64_t c, float q) 
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) cross_entropy_widen(const T* weight, float* wide, int64_t classes) {
+__global__ void __launch_bounds__(kThreads)
+    cross_entropy_widen(const T* weight, float* wide, int64_t classes) {
   for (int64_t c = global_thread(); c < classes; c += grid_threads()) wide[c] = to_float(weight[c]);
 }
 
@@ -118,9 +123,10 @@ inline const char* take_weight(const Tensor& weight, Context* context, Problem* 
       auto* wide = static_cast<float*>(context->allocate(context, p->classes * 4));
       if (wide == nullptr) return "out of memory";
       p->weight = wide;
-      const auto blocks = static_cast<unsigned>(ceil_div(p->classes < 65536 ? p->classes : 65536, int64_t(kThreads)));
-      return describe(launch(cross_entropy_widen<T>, dim3(blocks), dim3(kThreads), 0, stream_of(context), values, wide,
-                             p->classes));
+      const auto blocks =
+          static_cast<unsigned>(ceil_div(p->classes < 65536 ? p->classes : 65536, int64_t(kThreads)));
+      return describe(launch(cross_entropy_widen<T>, dim3(blocks), dim3(kThreads), 0, stream_of(context),
+                             values, wide, p->classes));
     }
   });
 }
@@ -131,8 +137,8 @@ __device__ __forceinline__ float nan() { return __int_as_float(0x7fc00000); }
 __device__ __forceinline__ float finite(float x) { return x == -infinity() ? 0.0f : x; }
 __device__ __forceinline__ float fast_exp(float x) { return exp2f(x * kLog2E); }
 
-// Of the logits that a thread has seen: the maximum (a NaN does not count), sum exp(x - max), and for the shares
-// sum a * (shift - x) and sum a, the shift being near the logits lest they cancel.
+// Of the logits that a thread has seen: the maximum (a NaN does not count), sum exp(x - max), and for the
+// shares sum a * (shift - x) and sum a, the shift being near the logits lest they cancel.
 struct Running {
   float max = -infinity(), sum = 0.0f;
   float shift = 0.0f, spread = 0.0f, share = 0.0f;
@@ -175,7 +181,9 @@ struct Running {
 
 struct Sums {
   double loss, weight;
-  __device__ __forceinline__ Sums operator+(const Sums& o) const { return {loss + o.loss, weight + o.weight}; }
+  __device__ __forceinline__ Sums operator+(const Sums& o) const {
+    return {loss + o.loss, weight + o.weight};
+  }
 };
 
 struct Losses {
@@ -218,7 +226,10 @@ struct Losses {
     if (threadIdx.x != 0) return;
     // NaN over no weight at all, though smoothing gives such rows a loss
     if (mean) *total_weight = float(sums.weight);
-    store_any(loss, 0, !mean ? float(sums.loss) : sums.weight == 0.0 ? nan() : float(sums.loss / sums.weight));
+    store_any(loss, 0,
+              !mean                ? float(sums.loss)
+              : sums.weight == 0.0 ? nan()
+                                   : float(sums.loss / sums.weight));
   }
 };
 
@@ -229,7 +240,8 @@ struct Scale {
   bool reduced, mean;
 
   __device__ __forceinline__ float of(const Row& row) const {
-    const float g = load_any(grad_loss, reduced ? 0 : row.n * grad_loss.stride[0] + row.d * grad_loss.stride[1]);
+    const float g =
+        load_any(grad_loss, reduced ? 0 : row.n * grad_loss.stride[0] + row.d * grad_loss.stride[1]);
     return mean ? g / *total_weight : g;
   }
 };
@@ -238,9 +250,12 @@ struct Scale {
 template <class F>
 const char* dispatch_share(Share share, F&& fn) {
   switch (share) {
-    case Share::kNone: return fn(std::integral_constant<Share, Share::kNone>{});
-    case Share::kSmooth: return fn(std::integral_constant<Share, Share::kSmooth>{});
-    default: return fn(std::integral_constant<Share, Share::kSoft>{});
+    case Share::kNone:
+      return fn(std::integral_constant<Share, Share::kNone>{});
+    case Share::kSmooth:
+      return fn(std::integral_constant<Share, Share::kSmooth>{});
+    default:
+      return fn(std::integral_constant<Share, Share::kSoft>{});
   }
 }
 

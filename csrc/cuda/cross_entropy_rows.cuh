@@ -1,7 +1,8 @@
 // A team of threads for each row, its classes side by side: a warp, or a block, or a cluster of blocks.
 //
-// Teams read 16 bytes per thread where every row is aligned for it. Backward keeps a row in registers where it fits
-// and divides its softmax by its own sum; a longer row is streamed, its softmax taken from lse, or read twice.
+// Teams read 16 bytes per thread where every row is aligned for it. Backward keeps a row in registers where
+// it fits and divides its softmax by its own sum; a longer row is streamed, its softmax taken from lse, or
+// read twice.
 #pragma once
 
 #include "cross_entropy_problem.cuh"
@@ -11,7 +12,8 @@ namespace fastdl {
 namespace {
 
 constexpr int kResident = 32;  // logits that a thread keeps in registers
-// Up to here the rounding of lse is no worse than that of torch's log-probabilities (of many classes: ten and more).
+// Up to here the rounding of lse is no worse than that of torch's log-probabilities (of many classes: ten and
+// more).
 constexpr float kExactLse = 32.0f;
 // Logits that a thread takes at a time; with 16-byte loads no less than one of them.
 template <Share kShare>
@@ -87,25 +89,27 @@ __global__ void __launch_bounds__(kThreads, kCluster || kShare == Share::kSoft ?
     const Row row(p, r);
     const Class target = class_of<kShare>(p, row);
     if (!target.kept) {
-      if (lane == 0 && rank == 0)
-        losses.put<kShare>(p, row, r, target, 0.0f, 0.0f, 0.0f, 0.0f, &sums);
+      if (lane == 0 && rank == 0) losses.put<kShare>(p, row, r, target, 0.0f, 0.0f, 0.0f, 0.0f, &sums);
       continue;
     }
     const T* const x = row.in<const T>(p.input);
     const T* const q = kShare == Share::kSoft ? row.in<const T>(p.target) : x;
     Running mine;
     const int stride = kTeam * V * static_cast<int>(ranks);
-    for (int start = (static_cast<int>(rank) * kTeam + lane) * V; start < classes; start += kVectors * stride) {
+    for (int start = (static_cast<int>(rank) * kTeam + lane) * V; start < classes;
+         start += kVectors * stride) {
       float value[kVectors * V], a[kVectors * V] = {};
 #pragma unroll
       for (int i = 0; i < kVectors; ++i)
         load_classes<V, Cache::kReadOnly>(x, start + i * stride, classes, -infinity(), value + i * V);
       if constexpr (kShare != Share::kNone) {
 #pragma unroll
-        for (int i = 0; i < kVectors; ++i) load_shares<kShare, V>(p, q, start + i * stride, classes, a + i * V);
+        for (int i = 0; i < kVectors; ++i)
+          load_shares<kShare, V>(p, q, start + i * stride, classes, a + i * V);
       }
       mine.template add<kShare>(
-          value, [&](int i) { return a[i]; }, [&](int i) { return start + i / V * stride + i % V < classes; });
+          value, [&](int i) { return a[i]; },
+          [&](int i) { return start + i / V * stride + i % V < classes; });
     }
 
     const float team_max = team_reduce<kTeam>(mine.max, Max{}, reduced);
@@ -142,14 +146,16 @@ __global__ void __launch_bounds__(kThreads, kCluster || kShare == Share::kSoft ?
 }
 
 template <class T, Share kShare, int kTeam, int V, bool kInRegisters>
-__global__ void __launch_bounds__(kThreads, kShare == Share::kSmooth && (!kInRegisters || V == 1) ? kOne : kAny)
+__global__ void __launch_bounds__(kThreads,
+                                  kShare == Share::kSmooth && (!kInRegisters || V == 1) ? kOne : kAny)
     cross_entropy_rows_backward(Problem p, Scale scale_of, const float* lse, Tensor grad) {
   constexpr int kRows = kThreads / kTeam, kVectors = (kInRegisters ? kResident : kStep<kShare>) / V;
   constexpr int kStride = kTeam * V;
   __shared__ float reduced[kThreads / kWarp];
   const int lane = static_cast<int>(threadIdx.x) % kTeam, classes = static_cast<int>(p.classes);
 
-  for (int64_t r = int64_t(blockIdx.x) * kRows + threadIdx.x / kTeam; r < p.rows; r += int64_t(gridDim.x) * kRows) {
+  for (int64_t r = int64_t(blockIdx.x) * kRows + threadIdx.x / kTeam; r < p.rows;
+       r += int64_t(gridDim.x) * kRows) {
     const Row row(p, r);
     const Class target = class_of<kShare>(p, row);
     T* const out = row.in<T>(grad);
@@ -180,7 +186,8 @@ __global__ void __launch_bounds__(kThreads, kShare == Share::kSmooth && (!kInReg
     }
 
     const float row_lse = lse[r];
-    // dividing by the row's own sum makes up for the rounding of lse; a streamed row is read twice where that matters
+    // dividing by the row's own sum makes up for the rounding of lse; a streamed row is read twice where that
+    // matters
     float factor = sum_a;
     if (!kInRegisters && !(fabsf(row_lse) <= kExactLse)) {
       float sum = 0.0f;
@@ -213,8 +220,11 @@ __global__ void __launch_bounds__(kThreads, kShare == Share::kSmooth && (!kInReg
         if constexpr (kShare != Share::kNone) load_shares<kShare, V>(p, q, c, classes, a);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
-          float share = kShare == Share::kSoft ? scale * a[j] : kShare == Share::kSmooth ? smooth * a[j] : 0.0f;
-          if (kShare != Share::kSoft && c + j == target.t) share = kShare == Share::kNone ? hit : fmaf(smooth, a[j], hit);
+          float share = kShare == Share::kSoft     ? scale * a[j]
+                        : kShare == Share::kSmooth ? smooth * a[j]
+                                                   : 0.0f;
+          if (kShare != Share::kSoft && c + j == target.t)
+            share = kShare == Share::kNone ? hit : fmaf(smooth, a[j], hit);
           value[j] = e[i * V + j] * factor - share;
         }
         store_classes<V>(out, c, classes, value);

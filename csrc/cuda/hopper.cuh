@@ -1,5 +1,5 @@
-// Clusters of blocks and their distributed shared memory: compute capability 9.0 on. Kernels that use them compile
-// for older ones too, where they must not be launched (device_properties(d).capability >= 90).
+// Clusters of blocks and their distributed shared memory: compute capability 9.0 on. Kernels that use them
+// compile for older ones too, where they must not be launched (device_properties(d).capability >= 90).
 #pragma once
 
 #include "runtime.cuh"
@@ -37,9 +37,9 @@ __device__ __forceinline__ void cluster_arrive() {
 __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
-// The address, in block `rank` of the cluster, of what lies at the shared address p in this one. Loads, stores and
-// atomics through it are ordinary ones. The other block must have started (a cluster barrier before) and may not have
-// left (a cluster barrier after).
+// The address, in block `rank` of the cluster, of what lies at the shared address p in this one. Loads,
+// stores and atomics through it are ordinary ones. The other block must have started (a cluster barrier
+// before) and may not have left (a cluster barrier after).
 template <class T>
 __device__ __forceinline__ T* map_shared(T* p, unsigned rank) {
   uint64_t mapped;

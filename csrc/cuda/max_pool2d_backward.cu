@@ -40,7 +40,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) gather(Backward<T, O, Index
     return last < axis.outputs ? last : axis.outputs - 1;
   };
   const Index down = h + rows.padding, right = w + columns.padding;
-  const Index oh_last = last_over(rows, down), ow_first = first_over(columns, right), ow_last = last_over(columns, right);
+  const Index oh_last = last_over(rows, down), ow_first = first_over(columns, right),
+              ow_last = last_over(columns, right);
   const T* grad = b.grad_out + (n * b.grad.n + c * b.grad.c);
   const O* offsets = b.offsets + (n * b.cells.n + c * b.cells.c);
   Vec<float, V> total;
@@ -66,8 +67,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks) gather(Backward<T, O, Index
   store_float(b.grad_x + (n * b.to.n + c * b.to.c + h * b.to.h + w * b.to.w), total);
 }
 
-// The pixel rows 2a and 2a + 1 under V windows side by side per thread, windows 2 x 2 or (padded by 1) 3 x 3 of stride 2 over
-// planes of an even width that the windows cover. Pixels 2b and 2b + 1 lie under window b and, for K == 3, b + 1.
+// The pixel rows 2a and 2a + 1 under V windows side by side per thread, windows 2 x 2 or (padded by 1) 3 x 3
+// of stride 2 over planes of an even width that the windows cover. Pixels 2b and 2b + 1 lie under window b
+// and, for K == 3, b + 1.
 template <int K, int V, class T, class O, class Index>
 __global__ void __launch_bounds__(kThreads, kBlocks) gather_rows(Backward<T, O, Index> b) {
   const Index item = static_cast<Index>(global_thread());
@@ -124,8 +126,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) gather_rows(Backward<T, O, 
 }
 
 template <class T, class O, class Index>
-Backward<T, O, Index> problem(const MaxPool2dBackward& p, const HostAxis& rows, const HostAxis& columns, int64_t vectors,
-                              int64_t items) {
+Backward<T, O, Index> problem(const MaxPool2dBackward& p, const HostAxis& rows, const HostAxis& columns,
+                              int64_t vectors, int64_t items) {
   return {static_cast<const T*>(p.grad_out.data),
           static_cast<const O*>(p.offsets.data),
           static_cast<T*>(p.grad_x.data),
@@ -141,8 +143,8 @@ Backward<T, O, Index> problem(const MaxPool2dBackward& p, const HostAxis& rows, 
 }
 
 template <class T, class O, int K, int V>
-const char* launch_rows(const MaxPool2dBackward& p, const HostAxis& rows, const HostAxis& columns, Context* context,
-                        bool& launched) {
+const char* launch_rows(const MaxPool2dBackward& p, const HostAxis& rows, const HostAxis& columns,
+                        Context* context, bool& launched) {
   constexpr int kStore = 2 * V < kVec<T> ? 2 * V : kVec<T>;
   launched = vectors<T, kStore>(p.grad_x, 3) && vectors<T, V>(p.grad_out, 3) && vectors<O, V>(p.offsets, 3);
   if (!launched) return nullptr;
@@ -153,38 +155,43 @@ const char* launch_rows(const MaxPool2dBackward& p, const HostAxis& rows, const 
 }
 
 template <class T, class O, class Index>
-const char* backward(const MaxPool2dBackward& p, const HostAxis& rows, const HostAxis& columns, Context* context) {
+const char* backward(const MaxPool2dBackward& p, const HostAxis& rows, const HostAxis& columns,
+                     Context* context) {
   const Tensor &x = p.grad_x, &g = p.grad_out, &o = p.offsets;
   const bool channels_last = x.size[1] > 1 && x.stride[1] == 1;
   constexpr bool kBytes = sizeof(O) == 1;  // small windows
-  return dispatch_window<kBytes && sizeof(Index) == 4>(rows, columns, [&](auto w) -> const char* {
-    using W = decltype(w);
-    constexpr int V = kVec<T>;
-    if constexpr (kBytes) {
-      if (channels_last && vectors<T, V>(x, 1) && vectors<T, V>(g, 1) && vectors<O, V>(o, 1)) {
-        const int64_t items = x.numel() / V;
-        return launch_items(gather<W, V, T, O, Index>, items, context,
-                            problem<T, O, Index>(p, rows, columns, x.size[1] / V, items), true);
-      }
-    }
-    if constexpr (W::K > 0) {
-      if (columns.size == 2 * columns.outputs) {
-        bool launched;
-        const char* error = launch_rows<T, O, W::K, V>(p, rows, columns, context, launched);
-        if (!launched) error = launch_rows<T, O, W::K, V / 2>(p, rows, columns, context, launched);
-        if (launched) return error;
-      }
-    }
-    return launch_items(gather<W, 1, T, O, Index>, x.numel(), context,
-                        problem<T, O, Index>(p, rows, columns, x.size[1], x.numel()), channels_last);
-  });
+  return dispatch_window < kBytes &&
+         sizeof(Index) ==
+             4 > (rows, columns, [&](auto w) -> const char* {
+               using W = decltype(w);
+               constexpr int V = kVec<T>;
+               if constexpr (kBytes) {
+                 if (channels_last && vectors<T, V>(x, 1) && vectors<T, V>(g, 1) && vectors<O, V>(o, 1)) {
+                   const int64_t items = x.numel() / V;
+                   return launch_items(gather<W, V, T, O, Index>, items, context,
+                                       problem<T, O, Index>(p, rows, columns, x.size[1] / V, items), true);
+                 }
+               }
+               if constexpr (W::K > 0) {
+                 if (columns.size == 2 * columns.outputs) {
+                   bool launched;
+                   const char* error = launch_rows<T, O, W::K, V>(p, rows, columns, context, launched);
+                   if (!launched) error = launch_rows<T, O, W::K, V / 2>(p, rows, columns, context, launched);
+                   if (launched) return error;
+                 }
+               }
+               return launch_items(gather<W, 1, T, O, Index>, x.numel(), context,
+                                   problem<T, O, Index>(p, rows, columns, x.size[1], x.numel()),
+                                   channels_last);
+             });
 }
 
 }  // namespace
 }  // namespace max_pool2d
 }  // namespace fastdl
 
-FASTDL_EXPORT const char* fastdl_max_pool2d_backward(const fastdl::MaxPool2dBackward* p, fastdl::Context* context) {
+FASTDL_EXPORT const char* fastdl_max_pool2d_backward(const fastdl::MaxPool2dBackward* p,
+                                                     fastdl::Context* context) {
   using namespace fastdl;
   using namespace fastdl::max_pool2d;
   if (p->grad_x.numel() == 0) return nullptr;
@@ -192,7 +199,8 @@ FASTDL_EXPORT const char* fastdl_max_pool2d_backward(const fastdl::MaxPool2dBack
   if (guard.error()) return guard.error();
   const HostAxis rows = max_pool2d::axis(p->window, 0, p->grad_x.size[2], p->grad_out.size[2]);
   const HostAxis columns = max_pool2d::axis(p->window, 1, p->grad_x.size[3], p->grad_out.size[3]);
-  const bool narrow = fits(p->grad_x, p->grad_out, rows, columns) && fits(p->grad_x, p->offsets, rows, columns);
+  const bool narrow =
+      fits(p->grad_x, p->grad_out, rows, columns) && fits(p->grad_x, p->offsets, rows, columns);
   return dispatch_float(p->grad_x.dtype, [&](auto t) {
     return dispatch_index(narrow, [&](auto i) {
       return dispatch_offset(p->offsets.dtype, [&](auto o) {

@@ -8,7 +8,8 @@ namespace fastdl {
 namespace max_pool2d {
 
 constexpr int kThreads = 256;
-constexpr int kBlocks = 2;  // per multiprocessor at the least: left to itself the compiler spills to have eight
+constexpr int kBlocks =
+    2;  // per multiprocessor at the least: left to itself the compiler spills to have eight
 
 // Strides of an [N, C, H, W] tensor, in elements.
 template <class Index>
@@ -29,7 +30,8 @@ struct Divider {
     constexpr int kBits = 8 * sizeof(Index);
     while ((uint64_t{1} << shift) < static_cast<uint64_t>(d)) ++shift;
     const auto rest = (uint64_t{1} << shift) - static_cast<uint64_t>(d);
-    factor = static_cast<Unsigned>((static_cast<unsigned __int128>(rest) << kBits) / static_cast<uint64_t>(d) + 1);
+    factor =
+        static_cast<Unsigned>((static_cast<unsigned __int128>(rest) << kBits) / static_cast<uint64_t>(d) + 1);
   }
   __device__ __forceinline__ Index divide(Index n) const {
     Unsigned high;
@@ -48,7 +50,8 @@ struct Divider {
   }
 };
 
-// The windows along one axis: window o covers the inputs o * stride - padding + k * dilation, 0 <= k < kernel.
+// The windows along one axis: window o covers the inputs o * stride - padding + k * dilation, 0 <= k <
+// kernel.
 struct HostAxis {
   int64_t size, outputs, kernel, stride, padding, dilation;
 };
@@ -58,9 +61,16 @@ struct Axis {
   Divider<Index> by_size, by_outputs, by_stride, by_dilation;
 
   explicit Axis(const HostAxis& a)
-      : size(Index(a.size)), outputs(Index(a.outputs)), kernel(Index(a.kernel)), stride(Index(a.stride)),
-        padding(Index(a.padding)), dilation(Index(a.dilation)), by_size(a.size), by_outputs(a.outputs),
-        by_stride(a.stride), by_dilation(a.dilation) {}
+      : size(Index(a.size)),
+        outputs(Index(a.outputs)),
+        kernel(Index(a.kernel)),
+        stride(Index(a.stride)),
+        padding(Index(a.padding)),
+        dilation(Index(a.dilation)),
+        by_size(a.size),
+        by_outputs(a.outputs),
+        by_stride(a.stride),
+        by_dilation(a.dilation) {}
 
   // Where a window that begins at `start` lies inside [0, size): the first k, and one past the last.
   __device__ __forceinline__ Index first(Index start) const {
@@ -70,8 +80,12 @@ struct Axis {
     const Index inside = start < size ? divide_by_dilation(size - 1 - start) + 1 : 0;
     return inside < kernel ? inside : kernel;
   }
-  __device__ __forceinline__ Index divide_by_dilation(Index n) const { return dilation == 1 ? n : by_dilation.divide(n); }
-  __device__ __forceinline__ Index divide_by_stride(Index n) const { return stride == 2 ? n / 2 : by_stride.divide(n); }
+  __device__ __forceinline__ Index divide_by_dilation(Index n) const {
+    return dilation == 1 ? n : by_dilation.divide(n);
+  }
+  __device__ __forceinline__ Index divide_by_stride(Index n) const {
+    return stride == 2 ? n / 2 : by_stride.divide(n);
+  }
 };
 
 // K, S, P (both ways, without dilation) known at compile time; K == 0: nothing is.
@@ -83,7 +97,11 @@ __device__ __forceinline__ Axis<Index> fix(Axis<Index> axis) {
 
 inline HostAxis axis(const Window& w, int i, int64_t size, int64_t outputs) {
   // one cell has no dilation and one window no stride, whatever huge numbers say so
-  return {size, outputs, w.kernel_size[i], outputs > 1 ? w.stride[i] : 1, w.padding[i],
+  return {size,
+          outputs,
+          w.kernel_size[i],
+          outputs > 1 ? w.stride[i] : 1,
+          w.padding[i],
           w.kernel_size[i] > 1 ? w.dilation[i] : 1};
 }
 inline bool is(const HostAxis& a, int64_t k, int64_t s, int64_t p) {
@@ -95,8 +113,8 @@ Strides<Index> as(const Tensor& t) {
   return {Index(t.stride[0]), Index(t.stride[1]), Index(t.stride[2]), Index(t.stride[3])};
 }
 
-// The value beats the best so far: it is greater, or NaN. So the last NaN wins, and of equals the first. Starts from
-// -inf and the first cell inside the input.
+// The value beats the best so far: it is greater, or NaN. So the last NaN wins, and of equals the first.
+// Starts from -inf and the first cell inside the input.
 __device__ __forceinline__ void take(float& best, int& winner, float value, int cell) {
   if (value > best || value != value) best = value, winner = cell;
 }
@@ -136,8 +154,8 @@ const char* dispatch_index(bool narrow, F&& fn) {
   return narrow ? fn(Type<int32_t>{}) : fn(Type<int64_t>{});
 }
 
-// fn of the window as compile-time constants, if it is one of the two of image networks (and kAny: there are such
-// kernels).
+// fn of the window as compile-time constants, if it is one of the two of image networks (and kAny: there are
+// such kernels).
 template <int kK, int kS, int kP>
 struct Fixed {
   static constexpr int K = kK, S = kS, P = kP;

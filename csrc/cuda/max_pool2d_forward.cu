@@ -1,5 +1,6 @@
-// max_pool2d forward. Every thread takes a vector of outputs side by side: of channels (channels_last), of columns (2x2
-// of stride 2 and 3x3s2 of padding 1, in planes), or one output. Windows that are large and few are cut into slices.
+// max_pool2d forward. Every thread takes a vector of outputs side by side: of channels (channels_last), of
+// columns (2x2 of stride 2 and 3x3s2 of padding 1, in planes), or one output. Windows that are large and few
+// are cut into slices.
 #include "max_pool2d_common.cuh"
 
 namespace fastdl {
@@ -13,7 +14,7 @@ template <class T, class O, class Index>
 struct Forward {
   const T* x;
   T* out;
-  O* offsets;  // out's strides
+  O* offsets;                 // out's strides
   Divider<Index> by_vectors;  // of the axis that threads run along
   Divider<Index> by_c;
   Axis<Index> rows, columns;
@@ -44,7 +45,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) pool(Forward<T, O, Index> f
     ow = columns.by_outputs.cut(n), oh = rows.by_outputs.cut(n), c = f.by_c.cut(n);
   }
   const Index top = oh * rows.stride - rows.padding, left = ow * columns.stride - columns.padding;
-  const Index kh = rows.first(top), kw = columns.first(left), kh_end = rows.end(top), kw_end = columns.end(left);
+  const Index kh = rows.first(top), kw = columns.first(left), kh_end = rows.end(top),
+              kw_end = columns.end(left);
   const T* corner = f.x + (n * f.from.n + c * f.from.c + top * f.from.h + left * f.from.w);
   float best[V];
   int winner[V];
@@ -54,7 +56,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) pool(Forward<T, O, Index> f
     const T* at = corner + (row * rows.dilation * f.from.h + column * columns.dilation * f.from.w);
     const Vec<float, V> value = load_float<V, Cache::kReadOnly>(at);
 #pragma unroll
-    for (int i = 0; i < V; ++i) take(best[i], winner[i], value[i], static_cast<int>(row * columns.kernel + column));
+    for (int i = 0; i < V; ++i)
+      take(best[i], winner[i], value[i], static_cast<int>(row * columns.kernel + column));
   };
   if constexpr (W::K > 0) {
 #pragma unroll
@@ -77,8 +80,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks) pool(Forward<T, O, Index> f
   store_cells(f.offsets + at, winner);
 }
 
-// V outputs along a row per thread, windows 2 x 2 or (padded by 1) 3 x 3 of stride 2, over planes of an even width that the
-// windows cover: the rows' 2 * V inputs in one or two loads, and for K == 3 the one before them.
+// V outputs along a row per thread, windows 2 x 2 or (padded by 1) 3 x 3 of stride 2, over planes of an even
+// width that the windows cover: the rows' 2 * V inputs in one or two loads, and for K == 3 the one before
+// them.
 template <int K, int V, class T, class O, class Index>
 __global__ void __launch_bounds__(kThreads, kBlocks) pool_rows(Forward<T, O, Index> f) {
   constexpr int kLoad = 2 * V < kVec<T> ? 2 * V : kVec<T>;
@@ -129,10 +133,11 @@ __device__ __forceinline__ void merge(float& best, int& winner, float other, int
   if (better) best = other, winner = other_winner;
 }
 
-// kThreads / slices outputs per block, the cells of each dealt to `slices` threads in turns. Neighbouring threads take
-// neighbouring cells (planes) or neighbouring channels (channels_last).
+// kThreads / slices outputs per block, the cells of each dealt to `slices` threads in turns. Neighbouring
+// threads take neighbouring cells (planes) or neighbouring channels (channels_last).
 template <class T, class O>
-__global__ void __launch_bounds__(kThreads, kBlocks) pool_slices(Forward<T, O, int64_t> f, int slices, bool channels_last) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    pool_slices(Forward<T, O, int64_t> f, int slices, bool channels_last) {
   __shared__ float shared_best[kThreads];
   __shared__ int shared_winner[kThreads];
   const int outputs = kThreads / slices, thread = static_cast<int>(threadIdx.x);
@@ -157,7 +162,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) pool_slices(Forward<T, O, i
     int row = slice / static_cast<int>(wide), column = slice % static_cast<int>(wide);
     const int rows_on = slices / static_cast<int>(wide), columns_on = slices % static_cast<int>(wide);
     while (row < high) {
-      const float value = to_float(corner[row * rows.dilation * f.from.h + column * columns.dilation * f.from.w]);
+      const float value =
+          to_float(corner[row * rows.dilation * f.from.h + column * columns.dilation * f.from.w]);
       take(best, winner, value, static_cast<int>((kh + row) * columns.kernel + kw + column));
       row += rows_on, column += columns_on;
       if (column >= wide) column -= wide, ++row;
@@ -184,7 +190,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) pool_slices(Forward<T, O, i
 // Threads along the cells of a window, or 1 where it needs no cutting.
 int slices_of(const MaxPool2dForward& p, int64_t cells, bool channels_last, const Device& device) {
   const int64_t enough = int64_t{1024} * device.multiprocessors, outputs = p.out.numel();
-  if (channels_last) return cells > 32 && outputs < enough ? (cells > 256 && outputs < enough / 8 ? 32 : 8) : 1;
+  if (channels_last)
+    return cells > 32 && outputs < enough ? (cells > 256 && outputs < enough / 8 ? 32 : 8) : 1;
   // neighbouring outputs far apart: neighbouring cells are what lies side by side
   const bool apart = p.window.kernel_size[1] >= 8 && (p.window.stride[1] >= 8 || p.out.size[3] < 8);
   if (cells <= 32 || (!apart && outputs >= enough)) return 1;
@@ -192,8 +199,8 @@ int slices_of(const MaxPool2dForward& p, int64_t cells, bool channels_last, cons
 }
 
 template <class T, class O, class Index>
-Forward<T, O, Index> problem(const MaxPool2dForward& p, const HostAxis& rows, const HostAxis& columns, int64_t vectors,
-                             int64_t items) {
+Forward<T, O, Index> problem(const MaxPool2dForward& p, const HostAxis& rows, const HostAxis& columns,
+                             int64_t vectors, int64_t items) {
   return {static_cast<const T*>(p.x.data),
           static_cast<T*>(p.out.data),
           static_cast<O*>(p.offsets ? p.offsets.data : p.out.data),
@@ -217,8 +224,8 @@ bool cell_vectors(const Tensor& offsets, int along) {
 }
 
 template <class T, class O, int K, int V>
-const char* launch_rows(const MaxPool2dForward& p, const HostAxis& rows, const HostAxis& columns, Context* context,
-                        bool& launched) {
+const char* launch_rows(const MaxPool2dForward& p, const HostAxis& rows, const HostAxis& columns,
+                        Context* context, bool& launched) {
   constexpr int kLoad = 2 * V < kVec<T> ? 2 * V : kVec<T>;
   launched = vectors<T, kLoad>(p.x, 3) && vectors<T, V>(p.out, 3) && cell_vectors<O, V>(p.offsets, 3);
   if (!launched) return nullptr;
@@ -228,31 +235,36 @@ const char* launch_rows(const MaxPool2dForward& p, const HostAxis& rows, const H
 }
 
 template <class T, class O, class Index>
-const char* forward(const MaxPool2dForward& p, const HostAxis& rows, const HostAxis& columns, Context* context) {
+const char* forward(const MaxPool2dForward& p, const HostAxis& rows, const HostAxis& columns,
+                    Context* context) {
   const Tensor &x = p.x, &out = p.out;
   const bool channels_last = x.size[1] > 1 && x.stride[1] == 1 && out.stride[1] == 1;
   constexpr bool kBytes = sizeof(O) == 1;  // small windows
-  return dispatch_window<kBytes && sizeof(Index) == 4>(rows, columns, [&](auto w) -> const char* {
-    using W = decltype(w);
-    constexpr int V = kVec<T>;
-    if constexpr (kBytes) {
-      if (channels_last && vectors<T, V>(x, 1) && vectors<T, V>(out, 1) && cell_vectors<O, V>(p.offsets, 1)) {
-        const int64_t items = out.numel() / V;
-        return launch_items(pool<W, V, T, O, Index>, items, context,
-                            problem<T, O, Index>(p, rows, columns, x.size[1] / V, items), true);
-      }
-    }
-    if constexpr (W::K > 0) {
-      if (columns.size == 2 * columns.outputs) {
-        bool launched;
-        const char* error = launch_rows<T, O, W::K, V>(p, rows, columns, context, launched);
-        if (!launched) error = launch_rows<T, O, W::K, V / 2>(p, rows, columns, context, launched);
-        if (launched) return error;
-      }
-    }
-    return launch_items(pool<W, 1, T, O, Index>, out.numel(), context,
-                        problem<T, O, Index>(p, rows, columns, x.size[1], out.numel()), channels_last);
-  });
+  return dispatch_window < kBytes &&
+         sizeof(Index) ==
+             4 > (rows, columns, [&](auto w) -> const char* {
+               using W = decltype(w);
+               constexpr int V = kVec<T>;
+               if constexpr (kBytes) {
+                 if (channels_last && vectors<T, V>(x, 1) && vectors<T, V>(out, 1) &&
+                     cell_vectors<O, V>(p.offsets, 1)) {
+                   const int64_t items = out.numel() / V;
+                   return launch_items(pool<W, V, T, O, Index>, items, context,
+                                       problem<T, O, Index>(p, rows, columns, x.size[1] / V, items), true);
+                 }
+               }
+               if constexpr (W::K > 0) {
+                 if (columns.size == 2 * columns.outputs) {
+                   bool launched;
+                   const char* error = launch_rows<T, O, W::K, V>(p, rows, columns, context, launched);
+                   if (!launched) error = launch_rows<T, O, W::K, V / 2>(p, rows, columns, context, launched);
+                   if (launched) return error;
+                 }
+               }
+               return launch_items(pool<W, 1, T, O, Index>, out.numel(), context,
+                                   problem<T, O, Index>(p, rows, columns, x.size[1], out.numel()),
+                                   channels_last);
+             });
 }
 
 template <class T, class O>
@@ -276,7 +288,8 @@ const char* forward(const MaxPool2dForward& p, Context* context) {
 }  // namespace max_pool2d
 }  // namespace fastdl
 
-FASTDL_EXPORT const char* fastdl_max_pool2d_forward(const fastdl::MaxPool2dForward* p, fastdl::Context* context) {
+FASTDL_EXPORT const char* fastdl_max_pool2d_forward(const fastdl::MaxPool2dForward* p,
+                                                    fastdl::Context* context) {
   using namespace fastdl;
   using namespace fastdl::max_pool2d;
   if (p->out.numel() == 0) return nullptr;

@@ -197,10 +197,14 @@ struct Type {
 template <class F>
 const char* dispatch_float(DType dtype, F&& fn) {
   switch (dtype) {
-    case DType::kFloat32: return fn(Type<float>{});
-    case DType::kFloat16: return fn(Type<f16>{});
-    case DType::kBFloat16: return fn(Type<bf16>{});
-    default: return "expected float32, float16 or bfloat16";
+    case DType::kFloat32:
+      return fn(Type<float>{});
+    case DType::kFloat16:
+      return fn(Type<f16>{});
+    case DType::kBFloat16:
+      return fn(Type<bf16>{});
+    default:
+      return "expected float32, float16 or bfloat16";
   }
 }
 
@@ -208,10 +212,14 @@ const char* dispatch_float(DType dtype, F&& fn) {
 template <class F>
 const char* dispatch_offset(DType dtype, F&& fn) {
   switch (dtype) {
-    case DType::kUInt8: return fn(Type<uint8_t>{});
-    case DType::kInt16: return fn(Type<int16_t>{});
-    case DType::kInt32: return fn(Type<int32_t>{});
-    default: return "expected uint8, int16 or int32";
+    case DType::kUInt8:
+      return fn(Type<uint8_t>{});
+    case DType::kInt16:
+      return fn(Type<int16_t>{});
+    case DType::kInt32:
+      return fn(Type<int32_t>{});
+    default:
+      return "expected uint8, int16 or int32";
   }
 }
 
@@ -221,7 +229,8 @@ const char* dispatch_bool(bool flag, F&& fn) {
   return flag ? fn(std::true_type{}) : fn(std::false_type{});
 }
 
-// A value -> the one of those listed that it equals: dispatch_int<1, 2, 4>(n, [&](auto k) { ... decltype(k)::value })
+// A value -> the one of those listed that it equals: dispatch_int<1, 2, 4>(n, [&](auto k) { ...
+// decltype(k)::value })
 template <int kFirst, int... kRest, class F>
 const char* dispatch_int(int64_t value, F&& fn) {
   if (value == kFirst) return fn(std::integral_constant<int, kFirst>{});

@@ -1,8 +1,9 @@
 // What every .cu includes: launching, devices, errors (host); reductions, shuffles, last-block-done (device).
 //
-// nvcc compiles the .cu files for GPUs; g++ compiles the same files against tests/emulation/cuda_runtime.h, which
-// runs them on the CPU and defines FASTDL_EMULATED (docs/emulation.md). So that both can:
-//   * no <<<>>>: launch(); dynamic shared memory through FASTDL_DYNAMIC_SHARED; shared variables of trivial types;
+// nvcc compiles the .cu files for GPUs; g++ compiles the same files against tests/emulation/cuda_runtime.h,
+// which runs them on the CPU and defines FASTDL_EMULATED (docs/emulation.md). So that both can:
+//   * no <<<>>>: launch(); dynamic shared memory through FASTDL_DYNAMIC_SHARED; shared variables of trivial
+//   types;
 //   * kernels and device functions with shared variables live in an anonymous namespace;
 //   * a barrier is reached by the whole block, a warp operation by every lane that its mask names;
 //   * what lanes of a warp tell each other through memory is behind a __syncwarp;
@@ -30,7 +31,8 @@ __host__ __device__ constexpr auto ceil_div(A a, B b) {
 
 // ---- Host: errors and devices ----
 
-// What went wrong, or nullptr. Takes the error off the runtime's hands, lest torch blame its next call for it.
+// What went wrong, or nullptr. Takes the error off the runtime's hands, lest torch blame its next call for
+// it.
 inline const char* describe(cudaError_t error) {
   if (error == cudaSuccess) return nullptr;
   const char* text = cudaGetErrorString(error);
@@ -76,8 +78,8 @@ struct Device {
 
 constexpr int kMaxDevices = 64;
 
-// The properties of a device, looked up once (no context is made). Two threads may do it at once, to the same end.
-// The tables are initialised, so that under emulation they do not lie in shared memory.
+// The properties of a device, looked up once (no context is made). Two threads may do it at once, to the same
+// end. The tables are initialised, so that under emulation they do not lie in shared memory.
 inline const Device& device_properties(int device) {
   static Device devices[kMaxDevices] = {};
   static int known[kMaxDevices] = {};
@@ -89,8 +91,8 @@ inline const Device& device_properties(int device) {
     (void)cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     (void)cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
     (void)cudaDeviceGetAttribute(&found.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    (void)cudaDeviceGetAttribute(&found.shared_per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor,
-                                 device);
+    (void)cudaDeviceGetAttribute(&found.shared_per_multiprocessor,
+                                 cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
     (void)cudaDeviceGetAttribute(&found.l2_bytes, cudaDevAttrL2CacheSize, device);
     found.capability = 10 * major + minor;
     devices[device] = found;
@@ -117,8 +119,8 @@ constexpr int64_t kDefaultSharedBytes = 48 << 10;
 template <class... Params>
 cudaError_t allow_shared(void (*kernel)(Params...), int64_t bytes) {
   if (bytes <= kDefaultSharedBytes) return cudaSuccess;
-  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              static_cast<int>(bytes));
+  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                              cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
 }
 
 template <class... Params, class... Args>
@@ -155,8 +157,8 @@ cudaError_t launch(void (*kernel)(Params...), const Launch& how, Args&&... args)
 }
 
 template <class... Params, class... Args>
-cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, int64_t shared_bytes, cudaStream_t stream,
-                   Args&&... args) {
+cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, int64_t shared_bytes,
+                   cudaStream_t stream, Args&&... args) {
   Launch how;
   how.grid = grid;
   how.block = block;
@@ -167,7 +169,8 @@ cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, int64_t sha
 
 // ---- Device: shared memory, indices ----
 
-// FASTDL_DYNAMIC_SHARED(float, tile); declares `float* tile`, the block's dynamic shared memory, 128-byte aligned.
+// FASTDL_DYNAMIC_SHARED(float, tile); declares `float* tile`, the block's dynamic shared memory, 128-byte
+// aligned.
 #ifdef FASTDL_EMULATED
 #define FASTDL_DYNAMIC_SHARED(type, name) type* const name = static_cast<type*>(::emulation::dynamic_shared())
 #else
@@ -176,7 +179,9 @@ cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, int64_t sha
   type* const name = reinterpret_cast<type*>(fastdl_shared)
 #endif
 
-__device__ __forceinline__ int lane_id() { return static_cast<int>(threadIdx.x) % kWarp; }  // blocks: x a multiple of 32
+__device__ __forceinline__ int lane_id() {
+  return static_cast<int>(threadIdx.x) % kWarp;
+}  // blocks: x a multiple of 32
 __device__ __forceinline__ int64_t global_thread() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
 __device__ __forceinline__ int64_t grid_threads() { return int64_t(gridDim.x) * blockDim.x; }
 
@@ -216,7 +221,8 @@ struct Max {  // of two numbers the larger; a NaN loses
   __device__ __forceinline__ float operator()(float a, float b) const { return fmaxf(a, b); }
 };
 
-// Over groups of kLanes neighbouring lanes; every lane gets its group's result, the same bits (op(a, b) == op(b, a)).
+// Over groups of kLanes neighbouring lanes; every lane gets its group's result, the same bits (op(a, b) ==
+// op(b, a)).
 template <int kLanes = kWarp, class T, class Op>
 __device__ __forceinline__ T warp_reduce(T value, Op op) {
 #pragma unroll
@@ -224,8 +230,8 @@ __device__ __forceinline__ T warp_reduce(T value, Op op) {
   return value;
 }
 
-// Over a block of kThreads threads (a power of two, threadIdx.x alone), to all of them. `scratch`: kThreads / 32
-// values in shared memory, free again on return.
+// Over a block of kThreads threads (a power of two, threadIdx.x alone), to all of them. `scratch`: kThreads /
+// 32 values in shared memory, free again on return.
 template <int kThreads, class T, class Op>
 __device__ __forceinline__ T block_reduce(T value, Op op, T* scratch) {
   constexpr int kWarps = kThreads / kWarp;
@@ -244,8 +250,12 @@ __device__ __forceinline__ T block_reduce(T value, Op op, T* scratch) {
 
 // Loads and stores that order what is around them, between blocks.
 #ifdef FASTDL_EMULATED
-__device__ __forceinline__ unsigned load_acquire(const unsigned* p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
-__device__ __forceinline__ void store_release(unsigned* p, unsigned x) { __atomic_store_n(p, x, __ATOMIC_RELEASE); }
+__device__ __forceinline__ unsigned load_acquire(const unsigned* p) {
+  return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+}
+__device__ __forceinline__ void store_release(unsigned* p, unsigned x) {
+  __atomic_store_n(p, x, __ATOMIC_RELEASE);
+}
 #else
 __device__ __forceinline__ unsigned load_acquire(const unsigned* p) {
   unsigned value;
@@ -257,9 +267,10 @@ __device__ __forceinline__ void store_release(unsigned* p, unsigned x) {
 }
 #endif
 
-// True in all threads of the block that is the last of `blocks` to come here: it sees what the others wrote before.
-// `counter` is 0 at first (cudaMemsetAsync) and 0 again afterwards. `flag`: one shared bool. Reached by whole blocks.
-// Thread (0, 0, 0) alone fences: the barrier before it makes its fence cover what the whole block wrote.
+// True in all threads of the block that is the last of `blocks` to come here: it sees what the others wrote
+// before. `counter` is 0 at first (cudaMemsetAsync) and 0 again afterwards. `flag`: one shared bool. Reached
+// by whole blocks. Thread (0, 0, 0) alone fences: the barrier before it makes its fence cover what the whole
+// block wrote.
 __device__ __forceinline__ bool last_block_done(unsigned* counter, unsigned blocks, bool* flag) {
   __syncthreads();
   if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {

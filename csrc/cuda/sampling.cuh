@@ -47,8 +47,10 @@ struct View {
 };
 
 template <class T>
-__device__ __forceinline__ const T* element(const View& v, int64_t n, int64_t c, int64_t h = 0, int64_t w = 0) {
-  return static_cast<const T*>(v.data) + n * v.stride[0] + c * v.stride[1] + h * v.stride[2] + w * v.stride[3];
+__device__ __forceinline__ const T* element(const View& v, int64_t n, int64_t c, int64_t h = 0,
+                                            int64_t w = 0) {
+  return static_cast<const T*>(v.data) + n * v.stride[0] + c * v.stride[1] + h * v.stride[2] +
+         w * v.stride[3];
 }
 
 // `repeated`: a batch of one stands for any.

@@ -1,5 +1,5 @@
-// The ops that sample an image: what the thread of an output pixel does with `count` channels, kLanes at a time.
-// These must be neighbours in the image's memory unless kLanes is 1. `stride` is the image's.
+// The ops that sample an image: what the thread of an output pixel does with `count` channels, kLanes at a
+// time. These must be neighbours in the image's memory unless kLanes is 1. `stride` is the image's.
 #pragma once
 
 #include "sampling.cuh"
@@ -15,8 +15,9 @@ constexpr int kManyBlocks = 5;
 
 // out = the channels' samples, a plane apart.
 template <int kLanes, class T, class Out>
-__device__ __forceinline__ void sample_channels(bool nearest, const Cell& cell, const Taps& taps, const T* image,
-                                                const int64_t* stride, int64_t count, Out* out, int64_t plane) {
+__device__ __forceinline__ void sample_channels(bool nearest, const Cell& cell, const Taps& taps,
+                                                const T* image, const int64_t* stride, int64_t count,
+                                                Out* out, int64_t plane) {
   if (nearest) {
     for (int64_t c = 0; c < count; c += kLanes, image += kLanes * stride[1]) {
       const Vec<float, kLanes> value = load_tap<kLanes>(image, taps, 0);
@@ -39,8 +40,8 @@ __device__ __forceinline__ void sample_channels(bool nearest, const Cell& cell, 
   }
 }
 
-// The sum over the channels of grad d out / d (gx, gy), but for the axes' scale. Pixels outside the input count as
-// zeros, also in d out.
+// The sum over the channels of grad d out / d (gx, gy), but for the axes' scale. Pixels outside the input
+// count as zeros, also in d out.
 struct Slope {
   float x, y;
 };

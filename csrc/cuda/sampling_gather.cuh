@@ -1,5 +1,5 @@
-// The ops that sample an image: sums over what sampled an input pixel, and over parts of a batch that shares one
-// image.
+// The ops that sample an image: sums over what sampled an input pixel, and over parts of a batch that shares
+// one image.
 #pragma once
 
 #include "sampling_tiles.cuh"
@@ -31,7 +31,8 @@ __device__ __forceinline__ void add_channels(const Grad* grad, int64_t stride, i
 }
 
 template <int kChannels, class Out>
-__device__ __forceinline__ void store_channels(Out* out, int64_t plane, int real, const Total<kChannels>& total) {
+__device__ __forceinline__ void store_channels(Out* out, int64_t plane, int real,
+                                               const Total<kChannels>& total) {
 #pragma unroll
   for (int i = 0; i < kChannels; ++i)
     if (i < real) out[i * plane] = from_float<Out>(total.v[i]);
@@ -60,7 +61,8 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 template <class Out>
-const char* sum_parts(const float* partial, Out* grad_input, int64_t parts, int64_t count, cudaStream_t stream) {
+const char* sum_parts(const float* partial, Out* grad_input, int64_t parts, int64_t count,
+                      cudaStream_t stream) {
   return describe(launch(sum_parts_kernel<Out>, grid_of(ceil_div(count, kThreads)), dim3(kThreads), 0, stream,
                          partial, grad_input, parts, count));
 }

@@ -90,6 +90,8 @@ bool wide_channels(const Tensor& t) {
 }
 
 // A grid for so many blocks; each goes through those it finds by adding gridDim.x.
-inline dim3 grid_of(int64_t blocks) { return dim3(static_cast<unsigned>(blocks < kMaxGridX ? blocks : kMaxGridX)); }
+inline dim3 grid_of(int64_t blocks) {
+  return dim3(static_cast<unsigned>(blocks < kMaxGridX ? blocks : kMaxGridX));
+}
 
 }  // namespace fastdl::sampling

@@ -1,4 +1,5 @@
-// tps_grid_sample, forward: a thread samples one pixel of a group of channels, which share offsets and weights.
+// tps_grid_sample, forward: a thread samples one pixel of a group of channels, which share offsets and
+// weights.
 #include "sampling_channels.cuh"
 #include "tps_grid_sample_spline.cuh"
 

@@ -1,11 +1,13 @@
-// tps_grid_sample, the gradient of the input, gathered: each input pixel adds up the output pixels that sampled it.
+// tps_grid_sample, the gradient of the input, gathered: each input pixel adds up the output pixels that
+// sampled it.
 //
-// A spline has no inverse in closed form, so that a first launch finds the box of input pixels that each tile of
-// output samples. In the second a block has a tile of the input and walks the boxes in order. Where one meets its
-// tile, the threads become the output pixels: each computes its coordinates and leaves, with the input pixels that
-// it samples, a bit. Then the threads are input pixels again and add up, in order, those whose bits they find. An
-// input pixel of many bits (a fold, an edge that clamped coordinates fall on, a strong magnification) is summed by
-// its whole warp. Where one image serves many samples these are summed in parts, and then the parts.
+// A spline has no inverse in closed form, so that a first launch finds the box of input pixels that each tile
+// of output samples. In the second a block has a tile of the input and walks the boxes in order. Where one
+// meets its tile, the threads become the output pixels: each computes its coordinates and leaves, with the
+// input pixels that it samples, a bit. Then the threads are input pixels again and add up, in order, those
+// whose bits they find. An input pixel of many bits (a fold, an edge that clamped coordinates fall on, a
+// strong magnification) is summed by its whole warp. Where one image serves many samples these are summed in
+// parts, and then the parts.
 #include "sampling_gather.cuh"
 #include "tps_grid_sample_spline.cuh"
 
@@ -22,7 +24,8 @@ struct Params {
   Box* boxes;             // [N, output.count]
   View grad_out;
   void* sums;  // [images, parts, C, IH, IW]: grad_input, or partial sums of floats
-  int64_t images, samples, parts, channels, groups;  // samples of an image, parts of these, groups of channels
+  int64_t images, samples, parts, channels,
+      groups;  // samples of an image, parts of these, groups of channels
 };
 
 struct Union {
@@ -34,7 +37,8 @@ struct Union {
 // The input pixels that a cell is about.
 __device__ __forceinline__ Box box_of(const Cell& cell, const Geometry& g) {
   const int more = g.nearest ? 0 : 1;
-  const Box box = {max(cell.x, 0), max(cell.y, 0), min(cell.x + more, g.x.in - 1), min(cell.y + more, g.y.in - 1)};
+  const Box box = {max(cell.x, 0), max(cell.y, 0), min(cell.x + more, g.x.in - 1),
+                   min(cell.y + more, g.y.in - 1)};
   return box.left <= box.right && box.top <= box.bottom ? box : Box{g.x.in, g.y.in, -1, -1};
 }
 
@@ -61,8 +65,8 @@ struct alignas(8) Sampled {
 };
 
 template <class Grad, int kChannels>
-__device__ __forceinline__ void add_pixel(const Sampled& q, const Grad* grad, int64_t stride, int real, int py,
-                                          int px, Total<kChannels>& total) {
+__device__ __forceinline__ void add_pixel(const Sampled& q, const Grad* grad, int64_t stride, int real,
+                                          int py, int px, Total<kChannels>& total) {
   const float weight = (px == q.x ? 1.0f - q.fx : q.fx) * (py == q.y ? 1.0f - q.fy : q.fy);
   add_channels(grad + q.offset, stride, real, weight, total);
 }
@@ -105,7 +109,8 @@ __global__ void __launch_bounds__(kThreads, kChannels > 4 ? 2 : 3) gather_kernel
             const int64_t from = some + word * kWarp + __ffs(static_cast<int>(left)) - 1;
             int h, w;
             if (pixel_of(p.output, from, h, w)) {
-              const Cell c = locate(g, spline, p.splines.count, centre(g.x, w, g.align), centre(g.y, h, g.align));
+              const Cell c =
+                  locate(g, spline, p.splines.count, centre(g.x, w, g.align), centre(g.y, h, g.align));
               sampled[thread] = {h * p.grad_out.stride[2] + w * p.grad_out.stride[3], c.x, c.y,
                                  g.nearest ? 0.0f : c.fx, g.nearest ? 0.0f : c.fy};
               for (int tap = 0; tap < (g.nearest ? 1 : 4); ++tap) {
@@ -119,8 +124,8 @@ __global__ void __launch_bounds__(kThreads, kChannels > 4 ? 2 : 3) gather_kernel
             if (count <= kManyBits) {
               for (int i = 0; i < kWords; ++i)
                 for (unsigned mine = bits[i][thread]; mine != 0; mine &= mine - 1)
-                  add_pixel(sampled[i * kWarp + __ffs(static_cast<int>(mine)) - 1], grad, stride, real, py, px,
-                            total);
+                  add_pixel(sampled[i * kWarp + __ffs(static_cast<int>(mine)) - 1], grad, stride, real, py,
+                            px, total);
             }
             for (unsigned many = __ballot_sync(kFullMask, count > kManyBits); many != 0; many &= many - 1) {
               const int owner = __ffs(static_cast<int>(many)) - 1;

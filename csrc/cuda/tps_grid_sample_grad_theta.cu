@@ -1,10 +1,11 @@
 // tps_grid_sample, the gradient of theta:
 //
-//   grad_theta = sum over output pixels and channels of grad_out (d out / d (ix, iy)) slope scale (xn, yn, 1, U)
+//   grad_theta = sum over output pixels and channels of grad_out (d out / d (ix, iy)) slope scale (xn, yn, 1,
+//   U)
 //
-// A block goes through tiles of one sample. First a thread has a pixel: it sums over the channels and leaves the
-// result in shared memory. Then a thread has a control point and a slice of the tile's pixels, and multiplies by U.
-// The last block of a sample to finish adds the blocks' sums in their order.
+// A block goes through tiles of one sample. First a thread has a pixel: it sums over the channels and leaves
+// the result in shared memory. Then a thread has a control point and a slice of the tile's pixels, and
+// multiplies by U. The last block of a sample to finish adds the blocks' sums in their order.
 #include "sampling_channels.cuh"
 #include "tps_grid_sample_spline.cuh"
 
@@ -112,7 +113,8 @@ __global__ void __launch_bounds__(kThreads) theta_kernel(const Params p) {
     }
     if (thread == 0) {
 #pragma unroll
-      for (int i = 0; i < 3; ++i) sums[i] = affine.v[i].x * scale_x, sums[width + i] = affine.v[i].y * scale_y;
+      for (int i = 0; i < 3; ++i)
+        sums[i] = affine.v[i].x * scale_x, sums[width + i] = affine.v[i].y * scale_y;
     }
     if (p.splits == 1 || !last_block_done(p.done + n, static_cast<unsigned>(p.splits), &flag)) continue;
     for (int i = thread; i < 2 * width; i += kThreads) {
@@ -148,7 +150,8 @@ const char* launch_theta(const TPSGridSampleBackward& call, Context* context) {
   p.partial = nullptr, p.done = nullptr;
   cudaStream_t stream = stream_of(context);
   if (p.splits > 1) {
-    p.partial = static_cast<float*>(context->allocate(context, p.n * p.splits * 2 * (3 + p.splines.count) * 4));
+    p.partial =
+        static_cast<float*>(context->allocate(context, p.n * p.splits * 2 * (3 + p.splines.count) * 4));
     p.done = static_cast<unsigned*>(context->allocate(context, p.n * 4));
     if (p.partial == nullptr || p.done == nullptr) return "tps_grid_sample: out of memory";
     FASTDL_CUDA(cudaMemsetAsync(p.done, 0, static_cast<size_t>(p.n) * 4, stream));

@@ -3,8 +3,8 @@
 //   gx = (xn, yn, 1) . theta[n, 0, :3] + sum over k of theta[n, 0, 3 + k] U(|(xn, yn) - control_points[k]|^2)
 //   U(s) = s log s, U(0) = 0                                                          the same for gy
 //
-// Every operation is spelled out: the gradient of the input asks one kernel which pixels are sampled, and another
-// for the weights.
+// Every operation is spelled out: the gradient of the input asks one kernel which pixels are sampled, and
+// another for the weights.
 #pragma once
 
 #include "../tps_grid_sample.h"
@@ -86,18 +86,20 @@ struct Compensated {
 };
 
 // The coordinate in pixels, before padding, from what the control points add up to.
-__device__ __forceinline__ float unpadded(Compensated g, const float* affine, float xn, float yn, const Axis& axis,
-                                          bool align) {
+__device__ __forceinline__ float unpadded(Compensated g, const float* affine, float xn, float yn,
+                                          const Axis& axis, bool align) {
   g.add_product(xn, affine[0]);
   g.add_product(yn, affine[1]);
   g.add(affine[2]);
   g.add(1.0f);
   const float shift = align ? 0.0f : -0.5f;
-  const float rest = g.lost == g.lost ? __fmaf_rn(g.lost, axis.scale, shift) : shift;  // an infinite g lost NaN
+  const float rest =
+      g.lost == g.lost ? __fmaf_rn(g.lost, axis.scale, shift) : shift;  // an infinite g lost NaN
   return __fmaf_rn(g.sum, axis.scale, rest);
 }
 
-__device__ __forceinline__ Cell locate(const Geometry& g, const Spline& spline, int count, float xn, float yn) {
+__device__ __forceinline__ Cell locate(const Geometry& g, const Spline& spline, int count, float xn,
+                                       float yn) {
   Compensated x = {0.0f, 0.0f}, y = {0.0f, 0.0f};
 #pragma unroll 2
   for (int k = 0; k < count; ++k) {

@@ -1,5 +1,5 @@
-// Found instead of NVIDIA's header when g++ compiles csrc/cuda/*.cu: kernels then run on the CPU (docs/emulation.md).
-// Only what those files use. runtime.cpp is the other half.
+// Found instead of NVIDIA's header when g++ compiles csrc/cuda/*.cu: kernels then run on the CPU
+// (docs/emulation.md). Only what those files use. runtime.cpp is the other half.
 #pragma once
 
 #ifndef FASTDL_EMULATED
@@ -11,9 +11,8 @@
 #include <tuple>
 #include <type_traits>
 
-#include "device_types.h"
-
 #include "device_math.h"
+#include "device_types.h"
 #include "device_warp.h"
 
 // ---- Host ----
@@ -50,7 +49,12 @@ enum cudaFuncAttribute {
   cudaFuncAttributeNonPortableClusterSizeAllowed,
 };
 
-enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+enum cudaMemcpyKind {
+  cudaMemcpyHostToHost,
+  cudaMemcpyHostToDevice,
+  cudaMemcpyDeviceToHost,
+  cudaMemcpyDeviceToDevice
+};
 
 enum cudaLaunchAttributeID {
   cudaLaunchAttributeIgnore,
@@ -91,7 +95,8 @@ cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value);
 cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream = nullptr);
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t = nullptr);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t = nullptr);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaDeviceSynchronize();
 

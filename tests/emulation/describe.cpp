@@ -1,4 +1,5 @@
-// Words for what goes wrong: the kernel's name, who waits where, and which thread it was when the process dies.
+// Words for what goes wrong: the kernel's name, who waits where, and which thread it was when the process
+// dies.
 #include <cxxabi.h>
 #include <dlfcn.h>
 #include <elf.h>
@@ -55,8 +56,8 @@ bool find_symbol(const void* address, char* name, size_t bytes) {
 void say_who() {
   if (!current || !state->running) return;
   const uint3 b = current->block->index, t = current->index;
-  dprintf(2, "CUDA emulation: in %s, block (%u, %u, %u), thread (%u, %u, %u)\n", kernel_name(), b.x, b.y, b.z, t.x, t.y,
-          t.z);
+  dprintf(2, "CUDA emulation: in %s, block (%u, %u, %u), thread (%u, %u, %u)\n", kernel_name(), b.x, b.y, b.z,
+          t.x, t.y, t.z);
 }
 
 constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL};
@@ -104,7 +105,9 @@ void describe_deadlock(char* text, size_t bytes) {
         continue;
       }
       int p = 0;
-      while (p < n && !(places[p].what == thread.what && places[p].file == thread.file && places[p].line == thread.line)) ++p;
+      while (p < n && !(places[p].what == thread.what && places[p].file == thread.file &&
+                        places[p].line == thread.line))
+        ++p;
       if (p == n && n < 8) places[n++] = {thread.what, thread.file, thread.line, 0, &thread};
       if (p < n) {
         ++places[p].count;
@@ -117,7 +120,8 @@ void describe_deadlock(char* text, size_t bytes) {
   const auto add = [&](int written) { used += written > 0 ? size_t(written) : 0; };
   for (int p = 0; p < n && used < bytes; ++p) {
     const Place& at = places[p];
-    add(snprintf(text + used, bytes - used, "%s%d wait at %s (%s:%d), the first being block (%u, %u, %u) thread (%u, %u, %u)",
+    add(snprintf(text + used, bytes - used,
+                 "%s%d wait at %s (%s:%d), the first being block (%u, %u, %u) thread (%u, %u, %u)",
                  p ? "; " : "", at.count, at.what ? at.what : "nothing", at.file ? at.file : "?", at.line,
                  at.example->block->index.x, at.example->block->index.y, at.example->block->index.z,
                  at.example->index.x, at.example->index.y, at.example->index.z));

@@ -1,4 +1,5 @@
-// Arithmetic intrinsics. The approximate ones (__expf, ...) are exact here: compare with tolerances of some ulp.
+// Arithmetic intrinsics. The approximate ones (__expf, ...) are exact here: compare with tolerances of some
+// ulp.
 #pragma once
 
 #include <math.h>
@@ -22,7 +23,7 @@ inline uint16_t float_to_half(float value) {
   const uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
   if (magnitude > 0x7f800000) return sign | 0x7fff;
   if (magnitude >= 0x47800000) return sign | 0x7c00;  // 65536 and more; 65520 .. 65536 rounds up to it below
-  if (magnitude < 0x38800000) {                       // subnormal in half: adding 0.5 puts its last bit at the end
+  if (magnitude < 0x38800000) {  // subnormal in half: adding 0.5 puts its last bit at the end
     const float shifted = bit_cast<float>(magnitude) + 0.5f;
     return sign | (bit_cast<uint32_t>(shifted) - 0x3f000000);
   }
@@ -45,7 +46,8 @@ inline uint16_t float_to_bfloat16(float value) {
   return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
-// To an integer as the GPU does it: out of range goes to the nearest end, NaN to 0 (64 bits: to the smallest).
+// To an integer as the GPU does it: out of range goes to the nearest end, NaN to 0 (64 bits: to the
+// smallest).
 template <class To>
 inline To saturate(double value) {
   using Limits = std::numeric_limits<To>;
@@ -134,14 +136,14 @@ inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
 }
 
 // CUDA's global min and max, with its mixed overloads.
-#define FASTDL_MIN_MAX(a_type, b_type, type)                            \
-  inline constexpr type min(a_type left, b_type right) {                \
+#define FASTDL_MIN_MAX(a_type, b_type, type)                              \
+  inline constexpr type min(a_type left, b_type right) {                  \
     const type a = static_cast<type>(left), b = static_cast<type>(right); \
-    return a < b ? a : b;                                               \
-  }                                                                     \
-  inline constexpr type max(a_type left, b_type right) {                \
+    return a < b ? a : b;                                                 \
+  }                                                                       \
+  inline constexpr type max(a_type left, b_type right) {                  \
     const type a = static_cast<type>(left), b = static_cast<type>(right); \
-    return a > b ? a : b;                                               \
+    return a > b ? a : b;                                                 \
   }
 FASTDL_MIN_MAX(int, int, int)
 FASTDL_MIN_MAX(unsigned, unsigned, unsigned)

@@ -1,12 +1,12 @@
-// The host's side of the runtime: devices, attributes, and the checks that a GPU's driver makes before a launch.
+// The host's side of the runtime: devices, attributes, and the checks that a GPU's driver makes before a
+// launch.
 //
 // Environment:
-//   FASTDL_EMULATION_ORDER            forward, backward or random: threads and blocks; else in turns, one a launch
-//   FASTDL_EMULATION_SEED             of random
-//   FASTDL_EMULATION_UNORDERED        1 (tsan): blocks of a launch are not ordered among each other
-//   FASTDL_EMULATION_CAPABILITY       75, 80, 86, 89, 90 (the default), 100 or 120
-//   FASTDL_EMULATION_MULTIPROCESSORS  4 by default
-//   FASTDL_EMULATION_TRACE            1: a line for every launch
+//   FASTDL_EMULATION_ORDER            forward, backward or random: threads and blocks; else in turns, one a
+//   launch FASTDL_EMULATION_SEED             of random FASTDL_EMULATION_UNORDERED        1 (tsan): blocks of
+//   a launch are not ordered among each other FASTDL_EMULATION_CAPABILITY       75, 80, 86, 89, 90 (the
+//   default), 100 or 120 FASTDL_EMULATION_MULTIPROCESSORS  4 by default FASTDL_EMULATION_TRACE            1:
+//   a line for every launch
 #include <pthread.h>
 
 #include <cstdarg>
@@ -52,17 +52,28 @@ int multiprocessors() { return setting("FASTDL_EMULATION_MULTIPROCESSORS", 4); }
 // KiB that a block may opt in to; a multiprocessor has 1 more per block.
 int shared_kib() {
   switch (capability()) {
-    case 75: return 64;
-    case 80: return 163;
-    case 86: case 89: case 120: return 99;
-    default: return 227;
+    case 75:
+      return 64;
+    case 80:
+      return 163;
+    case 86:
+    case 89:
+    case 120:
+      return 99;
+    default:
+      return 227;
   }
 }
 int threads_per_multiprocessor() {
   switch (capability()) {
-    case 75: return 1024;
-    case 86: case 89: case 120: return 1536;
-    default: return 2048;
+    case 75:
+      return 1024;
+    case 86:
+    case 89:
+    case 120:
+      return 1536;
+    default:
+      return 2048;
   }
 }
 
@@ -84,7 +95,8 @@ cudaError_t refuse(cudaError_t error, const char* format, ...) {
 void choose_order() {
   const char* order = getenv("FASTDL_EMULATION_ORDER");
   const uint64_t n = state->launches++;
-  state->random = (uint64_t(setting("FASTDL_EMULATION_SEED", 0)) + 1) * 0x9e3779b97f4a7c15 + n * 0xd1342543de82ef95;
+  state->random =
+      (uint64_t(setting("FASTDL_EMULATION_SEED", 0)) + 1) * 0x9e3779b97f4a7c15 + n * 0xd1342543de82ef95;
   if (state->random == 0) state->random = 1;
   state->order = static_cast<Order>(n % 3);
   if (!order || !*order) return;
@@ -130,8 +142,8 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, void (*
   }
   const uint64_t threads = uint64_t(block.x) * block.y * block.z, blocks = uint64_t(grid.x) * grid.y * grid.z;
   if (threads < 1 || block.x > 1024 || block.y > 1024 || block.z > 64 || threads > kMaxThreads) {
-    return refuse(cudaErrorInvalidConfiguration, "blocks of (%u, %u, %u) threads, of at most 1024", block.x, block.y,
-                  block.z);
+    return refuse(cudaErrorInvalidConfiguration, "blocks of (%u, %u, %u) threads, of at most 1024", block.x,
+                  block.y, block.z);
   }
   const auto allowed = allowed_shared->find(kernel);
   const size_t limit = allowed == allowed_shared->end() ? 48 << 10 : size_t(allowed->second);
@@ -146,15 +158,17 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, void (*
       return refuse(cudaErrorInvalidConfiguration, "a cluster of %u blocks", cluster_blocks);
     }
     if (grid.x % cluster.x || grid.y % cluster.y || grid.z % cluster.z) {
-      return refuse(cudaErrorInvalidConfiguration, "a grid of (%u, %u, %u) blocks is not made of clusters of (%u, %u, %u)",
-                    grid.x, grid.y, grid.z, cluster.x, cluster.y, cluster.z);
+      return refuse(cudaErrorInvalidConfiguration,
+                    "a grid of (%u, %u, %u) blocks is not made of clusters of (%u, %u, %u)", grid.x, grid.y,
+                    grid.z, cluster.x, cluster.y, cluster.z);
     }
   }
   if (cooperative) {
     int resident = 0;
     occupancy(&resident, int(threads), config.dynamicSmemBytes);
     if (blocks > uint64_t(resident) * multiprocessors()) {
-      return refuse(cudaErrorCooperativeLaunchTooLarge, "%llu blocks, of which %d at once fit onto %d multiprocessors",
+      return refuse(cudaErrorCooperativeLaunchTooLarge,
+                    "%llu blocks, of which %d at once fit onto %d multiprocessors",
                     (unsigned long long)blocks, resident, multiprocessors());
     }
   }
@@ -169,8 +183,8 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, void (*
   current = nullptr;
   if (setting("FASTDL_EMULATION_TRACE", 0)) {
     clock_gettime(CLOCK_MONOTONIC, &end);
-    fprintf(stderr, "CUDA emulation: %s, grid (%u, %u, %u), block (%u, %u, %u), %zu bytes, %.3f ms\n", kernel_name(),
-            grid.x, grid.y, grid.z, block.x, block.y, block.z, config.dynamicSmemBytes,
+    fprintf(stderr, "CUDA emulation: %s, grid (%u, %u, %u), block (%u, %u, %u), %zu bytes, %.3f ms\n",
+            kernel_name(), grid.x, grid.y, grid.z, block.x, block.y, block.z, config.dynamicSmemBytes,
             double(end.tv_sec - begin.tv_sec) * 1e3 + double(end.tv_nsec - begin.tv_nsec) / 1e6);
   }
   return remember(error);
@@ -183,15 +197,24 @@ using namespace emulation;
 const char* cudaGetErrorString(cudaError_t error) {
   if (error == last_error && state && state->message[0]) return state->message;
   switch (error) {
-    case cudaSuccess: return "no error";
-    case cudaErrorInvalidValue: return "invalid argument";
-    case cudaErrorMemoryAllocation: return "out of memory";
-    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
-    case cudaErrorInvalidDevice: return "invalid device ordinal";
-    case cudaErrorLaunchOutOfResources: return "too many resources requested for launch";
-    case cudaErrorLaunchFailure: return "unspecified launch failure";
-    case cudaErrorCooperativeLaunchTooLarge: return "too many blocks in cooperative launch";
-    case cudaErrorNotSupported: return "operation not supported";
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorInvalidValue:
+      return "invalid argument";
+    case cudaErrorMemoryAllocation:
+      return "out of memory";
+    case cudaErrorInvalidConfiguration:
+      return "invalid configuration argument";
+    case cudaErrorInvalidDevice:
+      return "invalid device ordinal";
+    case cudaErrorLaunchOutOfResources:
+      return "too many resources requested for launch";
+    case cudaErrorLaunchFailure:
+      return "unspecified launch failure";
+    case cudaErrorCooperativeLaunchTooLarge:
+      return "too many blocks in cooperative launch";
+    case cudaErrorNotSupported:
+      return "operation not supported";
   }
   return "unrecognized error code";
 }
@@ -212,15 +235,33 @@ cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   if (device != 0) return remember(cudaErrorInvalidDevice);
   switch (attribute) {
-    case cudaDevAttrMultiProcessorCount: *value = multiprocessors(); break;
-    case cudaDevAttrComputeCapabilityMajor: *value = capability() / 10; break;
-    case cudaDevAttrComputeCapabilityMinor: *value = capability() % 10; break;
-    case cudaDevAttrMaxSharedMemoryPerBlock: *value = 48 << 10; break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = shared_kib() << 10; break;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = (shared_kib() + 1) << 10; break;
-    case cudaDevAttrMaxThreadsPerMultiProcessor: *value = threads_per_multiprocessor(); break;
-    case cudaDevAttrL2CacheSize: *value = 50 << 20; break;
-    case cudaDevAttrCooperativeLaunch: *value = 1; break;
+    case cudaDevAttrMultiProcessorCount:
+      *value = multiprocessors();
+      break;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = capability() / 10;
+      break;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = capability() % 10;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerBlock:
+      *value = 48 << 10;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = shared_kib() << 10;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      *value = (shared_kib() + 1) << 10;
+      break;
+    case cudaDevAttrMaxThreadsPerMultiProcessor:
+      *value = threads_per_multiprocessor();
+      break;
+    case cudaDevAttrL2CacheSize:
+      *value = 50 << 20;
+      break;
+    case cudaDevAttrCooperativeLaunch:
+      *value = 1;
+      break;
   }
   return cudaSuccess;
 }
@@ -231,12 +272,13 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
   if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) {
     if (value < 0 || value > shared_kib() << 10) {
       state->kernel = kernel;
-      return refuse(cudaErrorInvalidValue, "%d bytes of dynamic shared memory, a block having at most %d", value,
-                    shared_kib() << 10);
+      return refuse(cudaErrorInvalidValue, "%d bytes of dynamic shared memory, a block having at most %d",
+                    value, shared_kib() << 10);
     }
     (*allowed_shared)[kernel] = value;
   }
-  if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed && value) (*allowed_clusters)[kernel] = true;
+  if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed && value)
+    (*allowed_clusters)[kernel] = true;
   return cudaSuccess;
 }
 

@@ -1,8 +1,9 @@
 // Shared memory and stacks.
 //
-// A __shared__ variable is a static one, in the module's .bss: there is one copy, for the block that runs. Where
-// several blocks are resident, each has an image of the whole .bss, copied in and out when the running block changes;
-// map_shared gives addresses within such an image. Dynamic shared memory is a block's own from the start.
+// A __shared__ variable is a static one, in the module's .bss: there is one copy, for the block that runs.
+// Where several blocks are resident, each has an image of the whole .bss, copied in and out when the running
+// block changes; map_shared gives addresses within such an image. Dynamic shared memory is a block's own from
+// the start.
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -45,8 +46,8 @@ void fill(void* to, unsigned char value, size_t bytes) {
 
 // Address space of which only what is touched costs memory.
 char* reserve(size_t bytes) {
-  const long p = syscall(SYS_mmap, nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                         -1, 0);
+  const long p = syscall(SYS_mmap, nullptr, bytes, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p < 0 && p > -4096) abort();
   return reinterpret_cast<char*>(p);
 }
@@ -80,7 +81,8 @@ size_t static_bytes() { return size_t(_end - __bss_start); }
 
 void reserve_shared(size_t residents) {
   state->dynamic_offset = round_up(static_bytes());
-  state->slot_bytes = state->dynamic_offset + round_up(state->dynamic_bytes) + kRedZone + (kRaces ? kSyncBytes : 0);
+  state->slot_bytes =
+      state->dynamic_offset + round_up(state->dynamic_bytes) + kRedZone + (kRaces ? kSyncBytes : 0);
   const size_t bytes = residents * state->slot_bytes;
   if (state->arena_bytes < bytes) {
     if (state->arena) syscall(SYS_munmap, state->arena, state->arena_bytes);
@@ -194,7 +196,8 @@ void* dynamic_shared() { return current->block->dynamic; }
 
 void* map_shared(const void* p, unsigned rank) {
   Block* block = current->block;
-  if (rank >= unsigned(block->cluster->size)) fail("asks for shared memory of block %u of a cluster of %d", rank, block->cluster->size);
+  if (rank >= unsigned(block->cluster->size))
+    fail("asks for shared memory of block %u of a cluster of %d", rank, block->cluster->size);
   Block* other = block->cluster->blocks + rank;
   const char* address = static_cast<const char*>(p);
   if (address >= __bss_start && address < _end) {

@@ -1,6 +1,6 @@
-// ThreadSanitizer knows memory by its address. But all blocks use the same static shared memory in turn, and fibers
-// the same stacks. So the calls that g++ puts before every access go through here (ld --wrap): a shared address
-// becomes its block's own twin address, at which nothing lies, and stacks are not watched.
+// ThreadSanitizer knows memory by its address. But all blocks use the same static shared memory in turn, and
+// fibers the same stacks. So the calls that g++ puts before every access go through here (ld --wrap): a
+// shared address becomes its block's own twin address, at which nothing lies, and stacks are not watched.
 #include "state.h"
 
 namespace emulation {
@@ -12,7 +12,8 @@ inline uintptr_t watched(void* p) {
   if (address - watch.stacks < watch.stacks_bytes) return 0;
   if (address - watch.arena < watch.arena_bytes) {
     const uintptr_t offset = address - watch.arena;
-    return reinterpret_cast<uintptr_t>(state->blocks[offset / state->slot_bytes].twin) + offset % state->slot_bytes;
+    return reinterpret_cast<uintptr_t>(state->blocks[offset / state->slot_bytes].twin) +
+           offset % state->slot_bytes;
   }
   return address;
 }
@@ -21,19 +22,19 @@ inline uintptr_t watched(void* p) {
 }  // namespace emulation
 
 // Tail calls: ThreadSanitizer takes the return address for the place of the access.
-#define WATCH(name)                                                                       \
-  extern "C" void __real___tsan_##name(void* p);                                          \
-  extern "C" __attribute__((visibility("hidden"))) void __wrap___tsan_##name(void* p) {   \
-    const uintptr_t address = emulation::watched(p);                                      \
-    if (!address) return;                                                                 \
-    return __real___tsan_##name(reinterpret_cast<void*>(address));                        \
+#define WATCH(name)                                                                     \
+  extern "C" void __real___tsan_##name(void* p);                                        \
+  extern "C" __attribute__((visibility("hidden"))) void __wrap___tsan_##name(void* p) { \
+    const uintptr_t address = emulation::watched(p);                                    \
+    if (!address) return;                                                               \
+    return __real___tsan_##name(reinterpret_cast<void*>(address));                      \
   }
-#define WATCH_RANGE(name)                                                                              \
-  extern "C" void __real___tsan_##name(void* p, unsigned long bytes);                                  \
+#define WATCH_RANGE(name)                                                                                \
+  extern "C" void __real___tsan_##name(void* p, unsigned long bytes);                                    \
   extern "C" __attribute__((visibility("hidden"))) void __wrap___tsan_##name(void* p, unsigned long n) { \
-    const uintptr_t address = emulation::watched(p);                                                   \
-    if (!address) return;                                                                              \
-    return __real___tsan_##name(reinterpret_cast<void*>(address), n);                                  \
+    const uintptr_t address = emulation::watched(p);                                                     \
+    if (!address) return;                                                                                \
+    return __real___tsan_##name(reinterpret_cast<void*>(address), n);                                    \
   }
 WATCH(read1)
 WATCH(read2)
@@ -57,7 +58,8 @@ WATCH_RANGE(read_range)
 WATCH_RANGE(write_range)
 
 // ThreadSanitizer's own memcpy and memset would look at the addresses as they are.
-extern "C" __attribute__((visibility("hidden"))) void* __wrap_memcpy(void* to, const void* from, size_t bytes) {
+extern "C" __attribute__((visibility("hidden"))) void* __wrap_memcpy(void* to, const void* from,
+                                                                     size_t bytes) {
   __wrap___tsan_read_range(const_cast<void*>(from), bytes);
   __wrap___tsan_write_range(to, bytes);
   void* result = to;

@@ -1,5 +1,5 @@
-// The scheduler: every CUDA thread is a fiber that runs until it waits for others; blocks run one after another, or
-// together where they form a cluster or a cooperative grid. Compiled without sanitizers.
+// The scheduler: every CUDA thread is a fiber that runs until it waits for others; blocks run one after
+// another, or together where they form a cluster or a cooperative grid. Compiled without sanitizers.
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -171,7 +171,8 @@ void begin_block(Block* block, int64_t number, const dim3& grid, int set) {
   block->arrived = 0;
   block->barrier_phase = 0;
   memset(block->at_cluster, 0, sizeof(block->at_cluster));
-  for (int i = 0; i * 64 < n; ++i) block->runnable[i] = n - i * 64 >= 64 ? ~uint64_t(0) : (uint64_t(1) << n % 64) - 1;
+  for (int i = 0; i * 64 < n; ++i)
+    block->runnable[i] = n - i * 64 >= 64 ? ~uint64_t(0) : (uint64_t(1) << n % 64) - 1;
   for (int i = 0; i * 32 < n; ++i) {
     block->warps[i].alive = n - i * 32 >= 32 ? ~0u : (1u << n % 32) - 1;
     for (WarpOp& op : block->warps[i].ops) op.mask = 0;
@@ -233,8 +234,8 @@ void fail(const char* format, ...) {
   vsnprintf(text, sizeof(text), format, arguments);
   va_end(arguments);
   const uint3 b = current->block->index, t = current->index;
-  snprintf(state->message, sizeof(state->message), "%s, block (%u, %u, %u), thread (%u, %u, %u): %s", kernel_name(), b.x,
-           b.y, b.z, t.x, t.y, t.z, text);
+  snprintf(state->message, sizeof(state->message), "%s, block (%u, %u, %u), thread (%u, %u, %u): %s",
+           kernel_name(), b.x, b.y, b.z, t.x, t.y, t.z, text);
   fprintf(stderr, "CUDA emulation: %s\n", state->message);
   state->failed = true;
   leave(current->fiber);
@@ -260,7 +261,8 @@ cudaError_t execute(dim3 grid, dim3 block, dim3 cluster, bool cooperative) {
     b.first = &state->threads[r * threads];
     for (int i = 0; i < threads; ++i) {
       Thread& thread = b.first[i];
-      thread.index = {unsigned(i) % block.x, unsigned(i) / block.x % block.y, unsigned(i) / block.x / block.y};
+      thread.index = {unsigned(i) % block.x, unsigned(i) / block.x % block.y,
+                      unsigned(i) / block.x / block.y};
       thread.linear = i;
       thread.block = &b;
     }
@@ -269,7 +271,8 @@ cudaError_t execute(dim3 grid, dim3 block, dim3 cluster, bool cooperative) {
     if (b.rank == 0) *b.cluster = {&b, cluster_size, 0, 0};
   }
 
-  // Blocks in order, backwards, or scattered: i -> (start + i * step) mod groups with step and groups coprime.
+  // Blocks in order, backwards, or scattered: i -> (start + i * step) mod groups with step and groups
+  // coprime.
   const int64_t groups = blocks / residents;
   int64_t start = 0, step = 1;
   if (state->order == Order::kBackward) start = groups - 1, step = groups - 1;
@@ -292,7 +295,8 @@ cudaError_t execute(dim3 grid, dim3 block, dim3 cluster, bool cooperative) {
   begin_shared();
   if (kRaces) race_release(&state->sync_start);
   for (int64_t g = 0; g < groups && !state->failed; ++g) {
-    const int64_t group = int64_t((unsigned __int128)(uint64_t(g)) * uint64_t(step) % uint64_t(groups) + start) % groups;
+    const int64_t group =
+        int64_t((unsigned __int128)(uint64_t(g)) * uint64_t(step) % uint64_t(groups) + start) % groups;
     state->alive = residents * threads;
     for (int64_t r = 0; r < residents; ++r) {
       // Blocks of a cluster are neighbours in x, y and z.
@@ -300,7 +304,8 @@ cudaError_t execute(dim3 grid, dim3 block, dim3 cluster, bool cooperative) {
       const int64_t x = which % cluster_grid.x * cluster.x + rank % cluster.x;
       const int64_t y = which / cluster_grid.x % cluster_grid.y * cluster.y + rank / cluster.x % cluster.y;
       const int64_t z = which / cluster_grid.x / cluster_grid.y * cluster.z + rank / cluster.x / cluster.y;
-      begin_block(&state->blocks[r], (z * grid.y + y) * grid.x + x, grid, state->unordered ? int(g % kRaceSets) : 0);
+      begin_block(&state->blocks[r], (z * grid.y + y) * grid.x + x, grid,
+                  state->unordered ? int(g % kRaceSets) : 0);
     }
     for (Cluster& c : state->clusters) c.phase = 0, c.arrived = 0;
     for (Block& b : state->blocks) poison_shared(&b);

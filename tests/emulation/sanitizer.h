@@ -1,5 +1,5 @@
-// What the sanitizers want to be told. runtime.cpp itself is compiled without them; EMULATION_ASAN or EMULATION_TSAN
-// says which one the kernels were compiled with.
+// What the sanitizers want to be told. runtime.cpp itself is compiled without them; EMULATION_ASAN or
+// EMULATION_TSAN says which one the kernels were compiled with.
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,5 @@
-// What the emulated intrinsics compute, against what CUDA's documentation says. Exports functions that return what
-// went wrong, or nullptr.
+// What the emulated intrinsics compute, against what CUDA's documentation says. Exports functions that return
+// what went wrong, or nullptr.
 #include <cstdio>
 
 #include "hopper.cuh"
@@ -12,11 +12,11 @@ using namespace fastdl;
 __device__ char said[200] = "";
 
 // Of a kernel: the first thing that is not so.
-#define CHECK(condition)                                                                              \
-  do {                                                                                                \
-    if (!(condition) && !said[0]) {                                                                   \
+#define CHECK(condition)                                                                      \
+  do {                                                                                        \
+    if (!(condition) && !said[0]) {                                                           \
       snprintf(said, sizeof(said), "thread %u, line %d: " #condition, threadIdx.x, __LINE__); \
-    }                                                                                                 \
+    }                                                                                         \
   } while (false)
 
 __global__ void warps() {
@@ -149,7 +149,8 @@ FASTDL_EXPORT const char* check_clusters() {
     }
   }
   how.grid = dim3(6, 4);
-  return launch(clusters, how, rank) == cudaErrorInvalidConfiguration ? (cudaGetLastError(), nullptr) : "6 % 4 != 0";
+  return launch(clusters, how, rank) == cudaErrorInvalidConfiguration ? (cudaGetLastError(), nullptr)
+                                                                      : "6 % 4 != 0";
 }
 
 // Conversions of n numbers, for a comparison with torch's.

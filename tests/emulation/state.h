@@ -29,8 +29,8 @@ struct Thread {
   const char* what;  // it waits at; nullptr: for nothing
   const char* file;
   int line;
-  // ThreadSanitizer's idea of this thread. What takes the place of an earlier block's thread knows what that one knew,
-  // so blocks that are not ordered take turns with several.
+  // ThreadSanitizer's idea of this thread. What takes the place of an earlier block's thread knows what that
+  // one knew, so blocks that are not ordered take turns with several.
   void* races[kRaceSets];
   void** race;
 };
@@ -67,13 +67,13 @@ struct Block {
   int barrier_line;
   int votes[2];
   Cluster* cluster;
-  int rank;         // in the cluster
+  int rank;  // in the cluster
   uint64_t runnable[kMaxThreads / 64], at_cluster[kMaxThreads / 64];
   Warp warps[kMaxThreads / 32];
-  Thread* first;    // its threads, side by side
-  char* image;      // its static shared memory while another block runs
-  char* dynamic;    // its dynamic shared memory
-  char* twin;       // tsan: where its shared memory is watched; the last kSyncBytes stand for its barriers
+  Thread* first;  // its threads, side by side
+  char* image;    // its static shared memory while another block runs
+  char* dynamic;  // its dynamic shared memory
+  char* twin;     // tsan: where its shared memory is watched; the last kSyncBytes stand for its barriers
 };
 
 enum class Order { kForward, kBackward, kRandom };

@@ -1,8 +1,8 @@
 // What threads wait for: barriers of a block and of a cluster, operations of a warp, fences.
-// ThreadSanitizer learns from here what orders what: barriers, __syncwarp and fences do, shuffles and relaxed atomics
-// do not.
-#include <ctime>
+// ThreadSanitizer learns from here what orders what: barriers, __syncwarp and fences do, shuffles and relaxed
+// atomics do not.
 #include <cstring>
+#include <ctime>
 
 #include "state.h"
 
@@ -13,7 +13,8 @@ bool same_place(const char* file, int line, const char* other_file, int other_li
   return line == other_line && (file == other_file || strcmp(file, other_file) == 0);
 }
 
-// What ThreadSanitizer takes for a lock: of the block's barriers (0, 1), of its cluster's (2, 3), of its warps'.
+// What ThreadSanitizer takes for a lock: of the block's barriers (0, 1), of its cluster's (2, 3), of its
+// warps'.
 void* lock_of(const Block* block, int which) {
   return kRaces ? block->twin + state->slot_bytes - kSyncBytes + 8 * which : nullptr;
 }
@@ -28,8 +29,8 @@ int barrier(Vote vote, int predicate, const char* file, int line) {
     block->barrier_line = line;
     block->votes[turn] = 0;
   } else if (!same_place(file, line, block->barrier_file, block->barrier_line)) {
-    fail("waits at __syncthreads (%s:%d) while other threads of the block wait at another one (%s:%d)", file, line,
-         block->barrier_file, block->barrier_line);
+    fail("waits at __syncthreads (%s:%d) while other threads of the block wait at another one (%s:%d)", file,
+         line, block->barrier_file, block->barrier_line);
   }
   if (predicate) ++block->votes[turn];
   race_release(lock_of(block, turn));
@@ -40,7 +41,8 @@ int barrier(Vote vote, int predicate, const char* file, int line) {
     static const uint64_t all[kMaxThreads / 64] = {~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull,
                                                    ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull, ~0ull};
     make_runnable(block, all);
-    if (const int rest = block->threads % 64) block->runnable[block->threads / 64] &= (uint64_t(1) << rest) - 1;
+    if (const int rest = block->threads % 64)
+      block->runnable[block->threads / 64] &= (uint64_t(1) << rest) - 1;
   } else {
     wait("__syncthreads", file, line);
   }
@@ -51,10 +53,12 @@ int barrier(Vote vote, int predicate, const char* file, int line) {
   return votes;
 }
 
-const uint64_t* warp_exchange(unsigned mask, uint64_t mine, bool ordered, const char* what, const char* file, int line) {
+const uint64_t* warp_exchange(unsigned mask, uint64_t mine, bool ordered, const char* what, const char* file,
+                              int line) {
   const int lane = current->linear % 32, number = current->linear / 32;
   Warp& warp = current->block->warps[number];
-  if (!(mask >> lane & 1)) fail("%s (%s:%d) with mask %08x, which does not name lane %d itself", what, file, line, mask, lane);
+  if (!(mask >> lane & 1))
+    fail("%s (%s:%d) with mask %08x, which does not name lane %d itself", what, file, line, mask, lane);
   if (mask & ~warp.alive) {
     const int other = __builtin_ctz(mask & ~warp.alive);
     fail("%s (%s:%d) with mask %08x names lane %d, which %s", what, file, line, mask, other,
@@ -106,7 +110,8 @@ unsigned cluster_size() { return unsigned(current->block->cluster->size); }
 
 void cluster_arrive(const char* file, int line) {
   Cluster* cluster = current->block->cluster;
-  if (current->arrived_at_cluster) fail("arrives at the cluster barrier (%s:%d) twice without waiting", file, line);
+  if (current->arrived_at_cluster)
+    fail("arrives at the cluster barrier (%s:%d) twice without waiting", file, line);
   current->arrived_at_cluster = true;
   current->cluster_phase = cluster->phase;
   race_release(lock_of(cluster->blocks, 2 + (cluster->phase & 1)));

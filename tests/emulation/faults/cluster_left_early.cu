@@ -1,6 +1,6 @@
 // A block leaves while others of its cluster still read its shared memory.
-#include "hopper.cuh"
 #include "fault.h"
+#include "hopper.cuh"
 
 using namespace fastdl;
 

@@ -1,5 +1,5 @@
-// What the planted faults share. Each file exports `const char* <its name>(bool faulty)`: nullptr if all went well,
-// else what did not.
+// What the planted faults share. Each file exports `const char* <its name>(bool faulty)`: nullptr if all went
+// well, else what did not.
 #pragma once
 
 #include <cstdio>
@@ -15,7 +15,9 @@ template <class T>
 struct Buffer {
   T* p;
   int64_t n;
-  explicit Buffer(int64_t n) : p(static_cast<T*>(malloc(n * sizeof(T)))), n(n) { memset(p, 0xff, n * sizeof(T)); }
+  explicit Buffer(int64_t n) : p(static_cast<T*>(malloc(n * sizeof(T)))), n(n) {
+    memset(p, 0xff, n * sizeof(T));
+  }
   ~Buffer() { free(p); }
   Buffer(const Buffer&) = delete;
   T& operator[](int64_t i) { return p[i]; }
@@ -31,7 +33,7 @@ const char* expect(T got, T wanted) {
 
 }  // namespace fastdl
 
-#define FASTDL_WRONG(check)                          \
-  do {                                               \
+#define FASTDL_WRONG(check)                        \
+  do {                                             \
     if (const char* wrong = (check)) return wrong; \
   } while (false)

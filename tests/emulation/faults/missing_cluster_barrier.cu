@@ -1,6 +1,6 @@
 // Blocks of a cluster read each other's shared memory without waiting for it to be written.
-#include "hopper.cuh"
 #include "fault.h"
+#include "hopper.cuh"
 
 using namespace fastdl;
 
