@@ -18,10 +18,8 @@ from .case import Case, Goal, Tensors, Work
 from .case import size as bytes_of
 
 
-@backends.constant
 @functools.cache
-def basis(height: int, width: int, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``[height * width, count]``: how far each of ``count`` regular points draws each pixel."""
+def _kept(height: int, width: int, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     identity = torch.eye(2, 3, dtype=torch.float64).unsqueeze(0)
     pixels = T.affine_grid(identity, [1, 1, height, width], align_corners=False).view(-1, 2)
     controls = regular_points(count)
@@ -30,9 +28,15 @@ def basis(height: int, width: int, count: int, dtype: torch.dtype, device: torch
     return torch.matmul(rows, reference.tps_system(controls).t()).to(device, dtype)
 
 
+@backends.constant  # of a function that is not cached itself: Dynamo looks through a cache
+def basis(height: int, width: int, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``[height * width, count]``: how far each of ``count`` regular points draws each pixel; made once."""
+    return _kept(height, width, count, dtype, device)
+
+
 def eager(input: Tensor, points: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
     """As fastdl.models.geomatch.Warp: what depends on the size alone is computed before."""
-    known = basis if type(points) is Tensor else basis.__wrapped__  # a fake tensor takes no others along
+    known = basis if type(points) is Tensor else _kept.__wrapped__  # a fake tensor takes no others along
     matrix = known(size[2], size[3], points.shape[1], points.dtype, points.device)
     grid = torch.matmul(matrix, points).view(-1, size[2], size[3], 2).to(input.dtype)
     return T.grid_sample(input, grid, align_corners=align_corners)

@@ -184,13 +184,13 @@ def _choose(
     return Choice(op, backend, reason)
 
 
-def _constant(function: Any) -> Any:
+def constant(function: Any) -> Any:
     """torch.compiler.assume_constant_result, without its import of all of Dynamo at import time."""
     function._dynamo_marked_constant = True
     return function
 
 
-@_constant
+@constant
 def _pick(
     op: str, forced: str, kind: str, index: int | None, dtype: torch.dtype, shape: tuned.Class | None
 ) -> tuple[str, str]:
