@@ -81,31 +81,43 @@ def cuda() -> Iterator[Step]:
 
 def measure(step: Step, device: torch.device, wanted: Sequence[str], seconds: float = 2.0) -> Iterator[Row]:
     """Rows of ``wanted`` implementations, eager always among them."""
-    once = training(step, device)
-    calls, rows = {}, {}
-    for name in dict.fromkeys((EAGER, *wanted)):
-        dtype = "bfloat16" if step.amp else "float32"
-        layout = "channels_last" if step.amp else "contiguous"
-        row = rows[name] = Row("step", step.name, dtype, layout, "step", "wall", name)
-        if device.type != "cuda" and name.endswith("_graph"):
-            row.status, row.note = "skipped", "for GPUs"
-            continue
-        try:
-            calls[name] = once(name)
-            calls[name]()
-        except Exception as error:
-            row.status, row.note = "failed", f"{type(error).__name__}: {error}".split("\n")[0][:200]
-            calls.pop(name, None)
-    samples = timers.host(calls, repeats=10) if device.type == "cuda" else timers.interleaved(calls, seconds)
-    for name, times in samples.items():
-        rows[name].fill(times, None, device, torch.float32)
-        if device.type == "cuda":
-            rows[name].peak_mb = _peak(calls[name])
-    compare(rows.values(), None)
+    dtype, layout = ("bfloat16", "channels_last") if step.amp else ("float32", "contiguous")
+    rows = against(step.name, training(step, device), wanted, device, seconds, dtype, layout)
     if step.goal is not None and step.goal_for in rows:
         row = rows[step.goal_for]
         row.goal_vs_eager, row.goal_vs_compile = step.goal
     yield from rows.values()
+
+
+def against(
+    name: str,
+    once: Callable[[str], Callable[[], object]],
+    wanted: Sequence[str],
+    device: torch.device,
+    seconds: float,
+    dtype: str = "float32",
+    layout: str = "contiguous",
+) -> dict[str, Row]:
+    """Rows of the training step ``name`` by implementation, eager among them; ``once`` makes each's step."""
+    calls, rows = {}, {}
+    for implementation in dict.fromkeys((EAGER, *wanted)):
+        row = rows[implementation] = Row("step", name, dtype, layout, "step", "wall", implementation)
+        if device.type != "cuda" and implementation.endswith("_graph"):
+            row.status, row.note = "skipped", "for GPUs"
+            continue
+        try:
+            calls[implementation] = once(implementation)
+            calls[implementation]()
+        except Exception as error:
+            row.status, row.note = "failed", f"{type(error).__name__}: {error}".split("\n")[0][:200]
+            calls.pop(implementation, None)
+    samples = timers.host(calls, repeats=10) if device.type == "cuda" else timers.interleaved(calls, seconds)
+    for implementation, times in samples.items():
+        rows[implementation].fill(times, None, device, torch.float32)
+        if device.type == "cuda":
+            rows[implementation].peak_mb = _peak(calls[implementation])
+    compare(rows.values(), None)
+    return rows
 
 
 def training(step: Step, device: torch.device) -> Callable[[str], Callable[[], object]]:

@@ -7,6 +7,7 @@ nothing and fails where a page does not say what the results say.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from .peers import EAGER, OURS
 from .report import KEY, Result, reached, read
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/benchmarking.md")
+PAGES = ("README.md", "docs/benchmarking.md", "docs/models.md")
 _BLOCK = re.compile(r"(<!-- results: (\w+) (\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
@@ -61,7 +62,59 @@ def cases(path: Path) -> str:
     return "\n".join(["", *lines, "", _where(report, path), ""])
 
 
-_TABLES = {"ranges": ranges, "cases": cases}
+def suite(path: Path, root: Path = ROOT) -> str:
+    """A line per network and variant of what ``fastdl suite`` found; a bound that is missed is marked."""
+    report = json.loads(path.read_text())
+    columns = ["network", "parameters", "calls taken", "by kernels", "within the rule", "score", "stock"]
+    columns += ["converted", "accepted", "stock, ms", "converted, ms", "compiled, ms", "both, ms"]
+    lines = [f"| {' | '.join(columns)} |", f"| --- {'| ---: ' * 4}| --- {'| ---: ' * 7}|"]
+    for title, row in report["rows"].items():
+        cells = [title, *_parity(row.get("parity")), *_score(row.get("score")), *_times(row.get("time"))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(["", *lines, "", _where({**report, "results": _timed(report)}, path, root), ""])
+
+
+def _parity(part: dict | None) -> list[str]:
+    if part is None:
+        return [""] * 4
+    ran = sum(part["chosen"].values())
+    shares = [
+        (part["taken"], part["calls"]),
+        (ran - part["chosen"].get("reference", 0), ran),
+        (part["tensors"] - len(part["failed"]), part["tensors"]),
+    ]
+    return [f"{part['parameters']:,}", *(f"{some} of {all_}" if all_ else "none" for some, all_ in shares)]
+
+
+def _score(part: dict | None) -> list[str]:
+    """Metrics under each other, each with its bound."""
+    if part is None:
+        return [""] * 4
+    cells: list[list[str]] = [[], [], [], []]
+    for metric, values in part["metrics"].items():
+        bounds = [f"{how} {_score_text(values[how])}" for how in ("at least", "at most") if how in values]
+        bound = "".join(bounds) + (" (missed)" if values.get("met") is False else "")
+        both = (_score_text(values[kind]) for kind in ("stock", "converted"))
+        for cell, text in zip(cells, (metric, *both, bound), strict=True):
+            cell.append(text)
+    return ["<br>".join(cell) for cell in cells]
+
+
+def _score_text(value: float) -> str:
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}"
+
+
+def _times(rows: list[Result] | None) -> list[str]:
+    times = {r["implementation"]: r for r in rows or ()}
+    names = (EAGER, OURS, "compile", f"{OURS}_compile")
+    return [f"{times[n]['median_ms']:.3g}" if "median_ms" in times.get(n, ()) else "" for n in names]
+
+
+def _timed(report: dict) -> list[Result]:
+    return [r for row in report["rows"].values() for r in row.get("time", ())]
+
+
+_TABLES = {"ranges": ranges, "cases": cases, "suite": suite}
 
 
 def _ours(results: list[Result]) -> list[Result]:
@@ -79,13 +132,13 @@ def _span(ratios: list[float]) -> str:
     return f"{least:.2f}" if len(ratios) == 1 else f"{least:.2f} to {most:.2f}"
 
 
-def _where(report: dict, path: Path) -> str:
+def _where(report: dict, path: Path, root: Path = ROOT) -> str:
     facts = report["environment"]
     gpu = facts["gpu"] != "none"
     machine = facts["gpu"] if gpu else f"{facts['cpu']}, {facts['threads']} threads"
     dtypes = ", ".join(dict.fromkeys(r["dtype"] for r in report["results"]))
     how = f"torch {facts['torch']}, {dtypes}; medians of interleaved runs"
-    return f"{machine}, {how}, from `{path.relative_to(ROOT)}`."
+    return f"{machine}, {how}, from `{path.relative_to(root)}`."
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The ``fastdl`` command: info, parity, bench, warm-up, demo, models, train, experiment, experiments."""
+"""The ``fastdl`` command: info, parity, bench, warm-up, demo, models, train, suite, experiment(s)."""
 
 from __future__ import annotations
 
@@ -478,6 +478,38 @@ def _repeated(t: torch.Tensor, batch: int, number: int) -> torch.Tensor:
     """``t`` of ``number`` samples over and over, until there are ``batch``; a square is of pairs of them."""
     chosen = torch.arange(batch, device=t.device) % number
     return t[chosen][:, chosen] if t.shape == (number, number) else t[chosen]
+
+
+@app.command()
+def suite(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Networks; all without one. `fastdl models` lists them.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for suite.json and the runs.")] = Path("suite_output"),
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="parity, score or time, anew; repeatable. Without one: what suite.json lacks."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="For the times of a network, on a CPU.", min=0.0)] = 3.0,
+    seed: Annotated[int, typer.Option(help="Of weights, batches and whatever else is drawn.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto: cuda where there is one.")] = "auto",
+) -> None:
+    """Every network of the course: calls that kernels take, parity, the score of its recipe, times of a step.
+
+    Exit status 1 if a network is outside the tolerance rule or misses what the course accepts.
+    """
+    device = torch.device(_device(device))
+    from .train import suite as s
+
+    _check_choice("--part", part, s.PARTS)
+    try:
+        report = s.measure(names or (), part or (), output, console, device, seed, seconds)
+    except (ValueError, ModuleNotFoundError) as error:
+        if not str(error).startswith("fastdl."):
+            raise
+        raise typer.BadParameter(str(error)) from None
+    console.print(f"wrote {output / 'suite.json'}")
+    raise typer.Exit(1 if s.missed(report) else 0)
 
 
 @app.command()

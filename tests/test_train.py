@@ -102,10 +102,10 @@ def test_an_interrupted_run_continues_to_the_same_weights(tmp_path, monkeypatch,
     assert_same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
 
 
-def command_line(*args: object):
-    """What `fastdl train` leaves, on the CPU."""
+def command_line(*args: object, command: str = "train"):
+    """What `fastdl train` leaves, or another command, on the CPU."""
     runner = CliRunner(env={"COLUMNS": "300", "TERM": "dumb"})
-    return runner.invoke(app, ["train", *map(str, args), "--device", "cpu"])
+    return runner.invoke(app, [command, *map(str, args), "--device", "cpu"])
 
 
 def test_a_resumed_run_has_the_epochs_of_its_checkpoint(tmp_path, monkeypatch):
@@ -333,6 +333,43 @@ def test_networks_without_a_recipe(name):
 def test_cuda_graphs_need_cuda(tmp_path):
     with pytest.raises(ValueError, match="expected a CUDA device for CUDA graphs, got cpu"):
         run(tmp_path / "a", how=train.How(cuda_graphs=True))
+    done = command_line("net", "--cuda-graphs", "--output", tmp_path / "a")
+    assert done.exit_code == 2
+    assert "expected a CUDA device for CUDA graphs, got cpu" in done.stderr
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("runs", [("converted",), ("stock", "converted")], ids=str)
+def test_a_run_builds_its_network_once(tmp_path, monkeypatch, runs):
+    """It was built to check the options, to try the data and to train."""
+    create, built = models.create, []
+    monkeypatch.setattr(
+        models, "create", lambda *args, **options: built.append(args) or create(*args, **options)
+    )
+    run(tmp_path / "a", how=train.How(runs=runs), epochs=1)
+    assert built == [("net",)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["net", "vgg_mini", "resnet8"])
+def test_compiled_it_trains_the_same(tmp_path, name):
+    """Four steps through Inductor, stock and converted: losses, and the weights behind them."""
+    torch._dynamo.reset()
+    found = {}
+    for compile in (False, True):
+        how = train.How(runs=("stock", "converted"), compile=compile)
+        report = run(tmp_path / str(compile), name, how, epochs=1, optimizer="sgd", lr=0.1)
+        found[compile] = report["history"]
+    for plain, compiled in zip(*found.values(), strict=True):
+        assert compiled["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-3)
+        assert compiled["validation_loss"] == pytest.approx(plain["validation_loss"], rel=1e-3)
+    for kind in ("stock", "converted"):
+        plain, compiled = (weights(tmp_path / str(compile), kind) for compile in (False, True))
+        start = loop.fresh(name, train.recipe(name)).state_dict()
+        first = next(iter(start))
+        assert not torch.equal(compiled[first], start[first])
+        for key in plain:
+            torch.testing.assert_close(compiled[key], plain[key], rtol=1e-3, atol=1e-5)
 
 
 def test_command_line(tmp_path):

@@ -16,6 +16,7 @@ from . import learning, seeing
 from .baselines import baselines
 from .common import Experiment, Setting
 from .lottery import lottery
+from .matching import geomatch
 
 __all__ = ["EXPERIMENTS", "run"]
 
@@ -33,6 +34,7 @@ EXPERIMENTS = {
     "vae": Experiment("What do two and twenty latent variables keep of a digit?", seeing.vae),
     "features": Experiment("What do the filters of a small network look for?", seeing.features),
     "critical_points": Experiment("Which points does PointNet look at?", seeing.critical_points),
+    "geomatch": Experiment("What does a spline add to an affine match?", geomatch),
     "zero_shot": Experiment("Does CLIP name what it has not seen?", seeing.zero_shot),
 }
 

@@ -14,12 +14,17 @@ OPTIMIZERS = {
 }  # fmt: skip
 
 
-def _draw(setting: Setting, name: str, curves: dict[str, list[float]], label: str = "test accuracy") -> None:
-    figure, axis = figures.pyplot().subplots(figsize=(6, 3.6))
-    for title, values in curves.items():
-        axis.plot(range(1, len(values) + 1), values, label=title, marker="." if len(values) < 3 else "")
-    axis.set(xlabel="epoch", ylabel=label)
-    axis.legend(fontsize=7)
+def _draw(setting: Setting, name: str, curves: dict[str, list[float]], half: int | None = None) -> None:
+    """``curves`` over the epochs; those from number ``half`` on have the colours of the first, dashed."""
+    figure, axis = figures.pyplot().subplots(figsize=(7, 3.8))
+    half = len(curves) if half is None else half
+    for number, (title, values) in enumerate(curves.items()):
+        style = {"color": f"C{number % half}", "linestyle": "--" if number >= half else "-"}
+        marker = "." if len(values) < 3 else ""
+        axis.plot(range(1, len(values) + 1), values, label=title, marker=marker, **style)
+    axis.set(xlabel="epoch", ylabel="test accuracy")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))  # beside: curves fill the axes
     figures.save(figure, setting.output / f"{name}.png")
 
 
@@ -61,7 +66,7 @@ def batch_norm(setting: Setting) -> Report:
             changes = {"optimizer": "sgd", "lr": lr, "epochs": 2}
             title = f"{'with' if on else 'without'}, rate {lr}"
             curves[title] = scores(fit(setting, "vgg_mini", options={"batch_norm": on}, **changes))
-    _draw(setting, "batch_norm", curves)
+    _draw(setting, "batch_norm", curves, half=3)
     return {"accuracy by epoch": curves}
 
 
@@ -72,7 +77,7 @@ def depth(setting: Setting) -> Report:
         for kind in ("plain", "highway", "shortcut", "residual"):
             trainer = fit(setting, "highway", options={"kind": kind, "depth": layers}, epochs=20)
             curves[f"{kind}, {layers}"] = scores(trainer)
-    _draw(setting, "depth", curves)
+    _draw(setting, "depth", curves, half=4)
     return {"accuracy by epoch": curves}
 
 

@@ -16,7 +16,7 @@ from .. import data, models
 from ..info import environment
 from . import checkpoint, distributed, figures
 from .augment import TRANSFORMS
-from .loop import How, Trainer
+from .loop import How, Trainer, fresh
 from .optimizers import OPTIMIZERS, SCHEDULES
 from .recipes import RECIPES, Recipe, recipe
 from .tasks import TASKS, evaluate
@@ -90,8 +90,7 @@ def train(
     r = (r or recipe(name)).changed(epochs=epochs)
     check(r, how)
     figures.pyplot()  # that it is missing is told now, not when all is trained
-    with torch.device("meta"):  # an option that is none is told before anything is read
-        models.create(name, **r.options)
+    model = fresh(name, r)  # an option that is none is told before anything is read
     if not resume and (output / "last.pt").exists():
         raise ValueError(
             f"fastdl.train: expected an output folder without a run, got {output}, which holds one; "
@@ -100,8 +99,8 @@ def train(
     if distributed.started():
         how = how._replace(device=distributed.begin(how.device))
     dataset = data.load(r.data, root)
-    _try(name, r, dataset)
-    trainer = Trainer(name, r, how, output, dataset)
+    _try(name, r, dataset, model)
+    trainer = Trainer(name, r, how, output, dataset, model)
     output.mkdir(parents=True, exist_ok=True)
     if state is not None:
         trainer.resume(state)
@@ -122,17 +121,16 @@ def train(
     return report
 
 
-def _try(name: str, r: Recipe, dataset: data.Data) -> None:
-    """Twenty test samples through a fresh network, its loss and its score.
+def _try(name: str, r: Recipe, dataset: data.Data, model: nn.Module) -> None:
+    """Twenty test samples through the network, its loss and its score; nothing of it changes.
 
     Raises:
         ValueError: if the network cannot take them.
     """
     number = len(dataset.test.targets[0])
     some = data.Split(*data.Samples(dataset.test)[list(range(0, number, max(1, number // 20)))])
-    model, loss = models.create(name, **r.options), models.create_loss(name)
     try:
-        evaluate(model, loss, r.task, some, torch.device("cpu"))
+        evaluate(model, models.create_loss(name), r.task, some, torch.device("cpu"))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
@@ -178,6 +176,7 @@ def _report(trainer: Trainer, dataset: data.Data) -> dict[str, Any]:
         run.outputs = outputs
         rows = [row for row in trainer.history if row["run"] == run.kind]
         steps = sorted(row["milliseconds_per_step"] for row in rows)
+        further = TASKS[r.task].further.items()
         results.append(
             {
                 "run": run.kind,
@@ -185,6 +184,7 @@ def _report(trainer: Trainer, dataset: data.Data) -> dict[str, Any]:
                 "train_loss": rows[-1]["train_loss"],
                 "test_loss": loss,
                 "test_score": score,
+                "further": {label: f(outputs, dataset.test.targets) for label, f in further},
                 "milliseconds_per_step": steps[len(steps) // 2],
             }
         )

@@ -107,10 +107,25 @@ class Run:
         self.best = state["best"]
 
 
+def fresh(name: str, recipe: Recipe) -> nn.Module:
+    """The network ``name`` with the first weights of its run."""
+    torch.manual_seed(recipe.seed)
+    return models.create(name, **recipe.options)
+
+
 class Trainer:
     """Trains ``name`` by ``recipe``, keeping ``last.pt`` and ``best.pt`` in ``output`` if that is given."""
 
-    def __init__(self, name: str, recipe: Recipe, how: How, output: Path | None, dataset: data.Data) -> None:
+    def __init__(
+        self,
+        name: str,
+        recipe: Recipe,
+        how: How,
+        output: Path | None,
+        dataset: data.Data,
+        model: nn.Module | None = None,
+    ) -> None:
+        """``model``: the network ``name`` as ``fresh`` builds it, where it is built already."""
         self.name, self.recipe, self.how, self.output, self.data = name, recipe, how, output, dataset
         self.held = None
         if recipe.validation:
@@ -121,9 +136,9 @@ class Trainer:
             raise ValueError(
                 f"fastdl.train: expected a batch that {self.size} processes can share, got {self.batch}"
             )
-        torch.manual_seed(recipe.seed)
-        model = models.create(name, **recipe.options)
-        self.runs = [Run(kind, name, copy.deepcopy(model), recipe, how) for kind in how.runs]
+        model = fresh(name, recipe) if model is None else model
+        twins = [model, *(copy.deepcopy(model) for _ in how.runs[1:])]
+        self.runs = [Run(kind, name, twin, recipe, how) for kind, twin in zip(how.runs, twins, strict=True)]
         self.history: list[dict[str, Any]] = []
         self.epoch = 0
         self.stopped = False
