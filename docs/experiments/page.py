@@ -11,25 +11,42 @@ from fastdl.experiments import EXPERIMENTS
 
 HERE = Path(__file__).parent
 HOW = {
-    "baselines": "scikit-learn on the same 4,000 and 1,000 digits; clusters by purity on those of training.",
-    "optimizers": "`net`, batches of 100, at the rates that stand behind the names.",
-    "activations": "Eight linear layers of 64, torch's initialisation, SGD at 0.01 with momentum.",
+    "baselines": "scikit-learn on the same 4,000 and 1,000 digits; clusters by purity on those of training. "
+    "Expected: the nearest neighbours at 93, the linear machines at 90, the RBF SVM at 95 %; purities of 56, "
+    "84 and 67 %.",
+    "optimizers": "`net`, batches of 100, at the rates that stand behind the names. Accepted: plain SGD at "
+    "least 15 points behind the others after five epochs.",
+    "activations": "Eight linear layers of 64, torch's initialisation, SGD at 0.01 with momentum. Expected: "
+    "tanh and ELU learn, ReLU and its leaky kind barely do, sigmoid, softplus and swish do not.",
     "initialisation": 'The same eight layers with ReLU. "he" is normal with deviation sqrt(2 / inputs), '
-    '"normal" has deviation 1: its loss leaves the range of float32, which ends the run.',
-    "batch_norm": "`vgg_mini` by plain SGD, two epochs.",
-    "depth": "`highway` with layers of 64 of each kind, Adam, gradients clipped to 1.",
-    "overfitting": "784-512-512-10 on 200 digits, 100 epochs of SGD at 0.01 with momentum.",
+    '"normal" has deviation 1: its loss leaves the range of float32, which ends the run. Expected: only "he" '
+    "learns.",
+    "batch_norm": "`vgg_mini` by plain SGD, two epochs. Expected: with it 91, 96 and 68 % at the three "
+    "rates, without it chance at each.",
+    "depth": "`highway` with layers of 64 of each kind, Adam, gradients clipped to 1. Accepted: highway and "
+    "residual layers at 90 % and more when 30 deep, plain ones below 30 %.",
+    "overfitting": "784-512-512-10 on 200 digits, 100 epochs of SGD at 0.01 with momentum. Expected: dropout "
+    "and decay do not raise accuracy, augmentation does by five points, decay lowers the test loss.",
     "lottery": "784-300-100-10 with Adam at 1.2e-3, 10 epochs a round; each round takes half of every "
     "layer's weights away, of the last's a quarter. \"rewound\" begins again from the first weights, "
-    '"re-initialised" from fresh ones under the same mask.',
-    "stn": "`stn` on distorted42.",
-    "backbone": "`resnet8` trained on digits 0 to 4; its body with a fresh head learns 5 to 9 from 20 each.",
+    '"re-initialised" from fresh ones under the same mask. Accepted: with a tenth of the weights or fewer, '
+    "rewound no more than half a point below all of them and 1.5 points above re-initialised.",
+    "stn": "`stn` on distorted42. Accepted: 93 % and more with the transformer, and five points above the "
+    "plain CNN.",
+    "backbone": "`resnet8` trained on digits 0 to 4; its body with a fresh head learns 5 to 9 from 20 each. "
+    "Accepted: five points above learning from scratch.",
     "vae": "784-400-20-400-784, 30 epochs. Above the digits, below what 20 numbers keep of them; the plane "
-    "of two numbers is [vae_plane.png](experiments/vae_plane.png).",
+    "of two numbers is [vae_plane.png](experiments/vae_plane.png). Accepted: at most 122 nats with 20 "
+    "numbers, 171 with two.",
     "features": "`net`: a digit, the ten 5x5 filters, and the maps behind the first and the second pool.",
-    "critical_points": "`pointnet_cls` at a quarter width; the red points win the maximum of some feature.",
+    "critical_points": "`pointnet_cls` at a quarter width; the red points win the maximum of some feature. "
+    "Expected: without the others, the transforms held, the logits stay the same.",
+    "geomatch": "`geomatch` on affine pairs and `geomatch_tps` on pairs by splines, trained apart; then one "
+    "behind the other on 200 pairs that both maps were applied to. Accepted: a tenth nearer than affine "
+    "alone.",
     "zero_shot": "Ten pairs of digit and colour were never trained. Each test digit comes in the colour "
-    "never seen with it and is given the nearest of 50 captions.",
+    "never seen with it and is given the nearest of 50 captions. Accepted: 80 % on these, 91 % on "
+    "random pairs.",
 }
 INTRODUCTION = """# Experiments of the course
 
