@@ -71,7 +71,7 @@ def suite(path: Path, root: Path = ROOT) -> str:
     for title, row in report["rows"].items():
         cells = [title, *_parity(row.get("parity")), *_score(row.get("score")), *_times(row.get("time"))]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(["", *lines, "", _where({**report, "results": _timed(report)}, path, root), ""])
+    return "\n".join(["", *lines, "", _where(_timed(report), path, root), ""])
 
 
 def _parity(part: dict | None) -> list[str]:
@@ -104,14 +104,20 @@ def _score_text(value: float) -> str:
     return f"{value:.3f}" if value < 1 else f"{value:.2f}"
 
 
-def _times(rows: list[Result] | None) -> list[str]:
-    times = {r["implementation"]: r for r in rows or ()}
+def _times(part: dict | None) -> list[str]:
+    times = {r["implementation"]: r for r in part["rows"]} if part else {}
     names = (EAGER, OURS, "compile", f"{OURS}_compile")
     return [f"{times[n]['median_ms']:.3g}" if "median_ms" in times.get(n, ()) else "" for n in names]
 
 
-def _timed(report: dict) -> list[Result]:
-    return [r for row in report["rows"].values() for r in row.get("time", ())]
+def _timed(report: dict) -> dict:
+    """The times alone, as a report of ``fastdl bench``."""
+    parts = [row["time"] for row in report["rows"].values() if "time" in row]
+    threads = " or ".join(str(n) for n in sorted({part["threads"] for part in parts}))
+    return {
+        "environment": {**report["environment"], "threads": threads},
+        "results": [r for part in parts for r in part["rows"]],
+    }
 
 
 _TABLES = {"ranges": ranges, "cases": cases, "suite": suite}

@@ -65,7 +65,14 @@ RECIPES = {
         data="parts10", task="segment", options={"width": 0.25, "parts": 10}, batch=32, epochs=10
     ),
     "vae": _ADAM.changed(data="pixels", task="likelihood", epochs=30),
-    "vit": Recipe(optimizer="adamw", lr=2e-3, weight_decay=0.01, schedule="one_cycle", epochs=20),
+    "vit": Recipe(
+        options={"dropout": 0.1},
+        optimizer="adamw",
+        lr=2e-3,
+        weight_decay=0.01,
+        schedule="one_cycle",
+        epochs=20,
+    ),
     "clip": Recipe(data="captions", task="caption", optimizer="adamw", lr=1e-3, weight_decay=0.01, epochs=8),
 }
 #: Other runs that the course gives a figure for: the network, and how it is trained there.

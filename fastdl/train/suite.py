@@ -99,10 +99,11 @@ def _begin(path: Path, seed: int) -> dict[str, Any]:
     if not path.exists():
         return new
     found = json.loads(path.read_text())
-    if any(found.get(key) != new[key] for key in ("schema", "environment", "seed")):
+    facts = [{**r.get("environment", {}), "threads": None} for r in (found, new)]
+    if facts[0] != facts[1] or any(found.get(key) != new[key] for key in ("schema", "seed")):
         raise ValueError(
-            f"fastdl.train.suite: expected {path} to be of this machine, its versions and threads, and seed "
-            f"{seed}, to go on with; it is not: name another folder"
+            f"fastdl.train.suite: expected {path} to be of this machine, its versions and seed {seed}, "
+            "to go on with; it is not: name another folder"
         )
     return found
 
@@ -165,7 +166,7 @@ def score(title: str, name: str, recipe: Recipe, device: torch.device, folder: P
     return {"data": recipe.data, "epochs": report["epochs"], "metrics": metrics}
 
 
-def time(title: str, name: str, recipe: Recipe, device: torch.device, seconds: float) -> list[Row]:
+def time(title: str, name: str, recipe: Recipe, device: torch.device, seconds: float) -> Row:
     """A training step of the recipe (forward, loss, backward, clipping, optimiser) on one batch, in turn."""
     how = How(device)
     trainer = Trainer(name, recipe, how, None, data.load(recipe.data))
@@ -180,7 +181,7 @@ def time(title: str, name: str, recipe: Recipe, device: torch.device, seconds: f
         return lambda: run.step(*batch)
 
     rows = steps.against(title, once, TIMED, device, seconds)
-    return [row.plain() for row in rows.values()]
+    return {"threads": torch.get_num_threads(), "rows": [row.plain() for row in rows.values()]}
 
 
 def line(title: str, row: Row) -> str:
@@ -193,8 +194,8 @@ def line(title: str, row: Row) -> str:
     for metric, values in row.get("score", {"metrics": {}})["metrics"].items():
         colour = {True: "green", False: "red", None: "white"}[values.get("met")]
         said.append(f"{metric} [{colour}]{values['converted']:.4g}[/] (stock {values['stock']:.4g})")
-    times = {r["implementation"]: r["median_ms"] for r in row.get("time", ()) if r["status"] == "measured"}
-    said += [f"{name} {ms:.3g} ms" for name, ms in times.items()]
+    times = [r for r in row.get("time", {"rows": ()})["rows"] if r["status"] == "measured"]
+    said += [f"{r['implementation']} {r['median_ms']:.3g} ms" for r in times]
     return "; ".join(said)
 
 
