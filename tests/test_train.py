@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from fastdl import data, models, train
 from fastdl.cli import app
-from fastdl.train import augment, checkpoint, distributed, loop, optimizers
+from fastdl.train import augment, checkpoint, distributed, loop, optimizers, tasks
 
 pytest.importorskip("matplotlib")
 
@@ -209,6 +209,26 @@ def test_every_recipe_runs(tmp_path, monkeypatch, name):
     assert fast["train_loss"] == pytest.approx(stock["train_loss"], rel=1e-3)
     assert all(isinstance(row["test_score"], float) for row in report["results"])
     assert checkpoint.load(tmp_path / "a" / "best.pt", name)["weights"].keys()
+
+
+def test_a_likelihood_is_bounded_by_samples():
+    """The mean of the latent variables was decoded, which gives less than any bound."""
+    model, loss = models.create("vae"), models.create_loss("vae")
+    nn.init.constant_(model.log_variance.bias, 3.0)
+    images = torch.rand(300, 1, 28, 28)
+    state = torch.get_rng_state()
+    some = data.Split((images,), (images,))
+    values = [tasks.evaluate(model, loss, "likelihood", some, torch.device("cpu"))[1] for _ in range(2)]
+    assert values[0] == values[1]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert values[0] > loss(*model.eval()(images), images).item()
+
+
+def test_the_nearer_pairs_of_one_class_the_greater_the_auc():
+    outputs = torch.zeros(4, 2), torch.tensor([[0.1, 0], [0.2, 0], [0.3, 0], [0.4, 0]])
+    auc = tasks.TASKS["pairs"].further["AUC"]
+    assert auc(outputs, (torch.tensor([1.0, 1, 0, 0]),)) == 1
+    assert auc(outputs, (torch.tensor([1.0, 0, 1, 0]),)) == 0.75
 
 
 # -- checkpoints that are not right -
