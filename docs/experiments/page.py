@@ -33,8 +33,8 @@ HOW = {
     "of two numbers is [vae_plane.png](experiments/vae_plane.png).",
     "features": "`net`: a digit, the ten 5x5 filters, and the maps behind the first and the second pool.",
     "critical_points": "`pointnet_cls` at a quarter width; the red points win the maximum of some feature.",
-    "geomatch": "`geomatch` on affine pairs and `geomatch_tps` on pairs by splines, trained apart; then one "
-    "behind the other on 200 pairs that both maps were applied to.",
+    "geomatch": "200 pairs of views of photographs, B being A through an affine map and a spline. The affine "
+    "stage of `geomatch` is trained on such pairs, the spline stage on what the first leaves of them.",
     "zero_shot": "Ten pairs of digit and colour were never trained. Each test digit comes in the colour "
     "never seen with it and is given the nearest of 50 captions.",
 }
