@@ -373,23 +373,25 @@ def test_a_run_builds_its_network_once(tmp_path, monkeypatch, runs):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["net", "vgg_mini", "resnet8"])
 def test_compiled_it_trains_the_same(tmp_path, name):
-    """Four steps through Inductor, stock and converted: losses, and the weights behind them."""
+    """Four steps through Inductor, stock and converted: the losses, and where the weights went.
+
+    Rounding turns a ReLU or a maximum here and there: a stock network's layer strays by 2 % of its way.
+    """
     torch._dynamo.reset()
+    start = loop.fresh(name, train.recipe(name)).state_dict()
     found = {}
     for compile in (False, True):
         how = train.How(runs=("stock", "converted"), compile=compile)
-        report = run(tmp_path / str(compile), name, how, epochs=1, optimizer="sgd", lr=0.1)
+        report = run(tmp_path / str(compile), name, how, epochs=1, optimizer="sgd", lr=0.01)
         found[compile] = report["history"]
     for plain, compiled in zip(*found.values(), strict=True):
         assert compiled["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-3)
         assert compiled["validation_loss"] == pytest.approx(plain["validation_loss"], rel=1e-3)
     for kind in ("stock", "converted"):
         plain, compiled = (weights(tmp_path / str(compile), kind) for compile in (False, True))
-        start = loop.fresh(name, train.recipe(name)).state_dict()
-        first = next(iter(start))
-        assert not torch.equal(compiled[first], start[first])
         for key in plain:
-            torch.testing.assert_close(compiled[key], plain[key], rtol=1e-3, atol=1e-5)
+            way = (plain[key] - start[key]).float().norm()
+            assert way > 0 and (compiled[key] - plain[key]).float().norm() < 0.05 * way, (kind, key)
 
 
 def test_command_line(tmp_path):
