@@ -65,13 +65,19 @@ def cases(path: Path) -> str:
 def suite(path: Path, root: Path = ROOT) -> str:
     """A line per network and variant of what ``fastdl suite`` found; a bound that is missed is marked."""
     report = json.loads(path.read_text())
+    timed = any("time" in row for row in report["rows"].values())
     columns = ["network", "parameters", "calls taken", "by kernels", "within the rule", "score", "stock"]
-    columns += ["converted", "accepted", "stock, ms", "converted, ms", "compiled, ms", "both, ms"]
-    lines = [f"| {' | '.join(columns)} |", f"| --- {'| ---: ' * 4}| --- {'| ---: ' * 7}|"]
+    columns += ["converted", "accepted"]
+    columns += ["stock, ms", "converted, ms", "compiled, ms", "both, ms"] if timed else []
+    lines = [f"| {' | '.join(columns)} |", f"| --- {'| ---: ' * 4}| --- {'| ---: ' * (len(columns) - 6)}|"]
     for title, row in report["rows"].items():
-        cells = [title, *_parity(row.get("parity")), *_score(row.get("score")), *_times(row.get("time"))]
+        cells = [title, *_parity(row.get("parity")), *_score(row.get("score"))]
+        cells += _times(row.get("time")) if timed else []
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(["", *lines, "", _where(_timed(report), path, root), ""])
+    facts = report["environment"]
+    machine = f"{facts['gpu'] if facts['gpu'] != 'none' else facts['cpu']}, torch {facts['torch']}"
+    where = _where(_timed(report), path, root) if timed else f"{machine}, from `{path.relative_to(root)}`."
+    return "\n".join(["", *lines, "", where, ""])
 
 
 def _parity(part: dict | None) -> list[str]:

@@ -61,7 +61,7 @@ def test_what_a_run_leaves(tmp_path, quick):
     accuracy = row["score"]["metrics"]["accuracy"]
     assert accuracy["at least"] == 0.925 and accuracy["met"] is False
     assert accuracy["stock"] == pytest.approx(accuracy["converted"], abs=0.03)
-    assert {r["implementation"]: r["status"] for r in row["time"]} == {
+    assert {r["implementation"]: r["status"] for r in row["time"]["rows"]} == {
         "eager": "measured",
         "fastdl": "measured",
     }
