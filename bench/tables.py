@@ -62,7 +62,7 @@ def cases(path: Path) -> str:
     return "\n".join(["", *lines, "", _where(report, path), ""])
 
 
-def suite(path: Path, root: Path = ROOT) -> str:
+def suite(path: Path, root: Path | None = None) -> str:
     """A line per network and variant of what ``fastdl suite`` found; a bound that is missed is marked."""
     report = json.loads(path.read_text())
     timed = any("time" in row for row in report["rows"].values())
@@ -76,7 +76,11 @@ def suite(path: Path, root: Path = ROOT) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     facts = report["environment"]
     machine = f"{facts['gpu'] if facts['gpu'] != 'none' else facts['cpu']}, torch {facts['torch']}"
-    where = _where(_timed(report), path, root) if timed else f"{machine}, from `{path.relative_to(root)}`."
+    where = (
+        _where(_timed(report), path, root)
+        if timed
+        else f"{machine}, from `{path.relative_to(root or ROOT)}`."
+    )
     return "\n".join(["", *lines, "", where, ""])
 
 
@@ -144,13 +148,13 @@ def _span(ratios: list[float]) -> str:
     return f"{least:.2f}" if len(ratios) == 1 else f"{least:.2f} to {most:.2f}"
 
 
-def _where(report: dict, path: Path, root: Path = ROOT) -> str:
+def _where(report: dict, path: Path, root: Path | None = None) -> str:
     facts = report["environment"]
     gpu = facts["gpu"] != "none"
     machine = facts["gpu"] if gpu else f"{facts['cpu']}, {facts['threads']} threads"
     dtypes = ", ".join(dict.fromkeys(r["dtype"] for r in report["results"]))
     how = f"torch {facts['torch']}, {dtypes}; medians of interleaved runs"
-    return f"{machine}, {how}, from `{path.relative_to(root)}`."
+    return f"{machine}, {how}, from `{path.relative_to(root or ROOT)}`."
 
 
 def main() -> int:

@@ -28,7 +28,13 @@ def _theta() -> Tensor:
 def _points() -> Tensor:
     line = torch.linspace(-0.8, 0.8, 3)
     y, x = torch.meshgrid(line, line, indexing="ij")
-    return torch.stack([x - 0.3 * y, 0.2 * x + y], 2).view(9, 2) + 0.1 * torch.rand(8, 9, 2)
+    return torch.stack([x - 0.3 * y, 0.2 * x + y], 2).view(9, 2) + 0.1 * torch.rand(2, 9, 2)
+
+
+def _slopes(*shape: int) -> Tensor:
+    """Images rough but little: a rounded coordinate moves the gradient of points by where it lies."""
+    lines = (torch.linspace(-1, 1, shape[2]).view(-1, 1), torch.linspace(-1, 1, shape[3]))
+    return sum(line * torch.randn(*shape[:2], 1, 1) for line in lines) + 0.1 * torch.randn(shape)
 
 
 CALLS: dict[str, Call] = {
@@ -87,10 +93,10 @@ CALLS: dict[str, Call] = {
         (2, 3, 6, 5),
     ),
     "tps_grid_sample": Call(
-        lambda x, points: F.tps_grid_sample(x, points, (8, 3, 6, 5)),
-        lambda: [torch.randn(8, 3, 7, 6), _points()],
+        lambda x, points: F.tps_grid_sample(x, points, (2, 3, 15, 16)),
+        lambda: [_slopes(2, 3, 7, 6), _points()],
         (0, 1),
-        (8, 3, 6, 5),
+        (2, 3, 15, 16),
     ),
 }
 
