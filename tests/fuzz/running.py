@@ -78,10 +78,13 @@ def by_us(example: Example, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def by_torch(example: Example, tensors: dict[str, Tensor], backend: str = "cpu") -> dict[str, Tensor]:
     """As torch does on the kind of device that ``backend`` is for.
 
-    With everything contiguous: torch 2.13's batch norm takes one layout of [1, C, 1, W] for the other.
+    With everything contiguous for batch norm, where torch 2.13 takes one layout of [1, C, 1, W] for the
+    other, and for a GPU's backends, which torch's choice of a CPU kernel by the layout does not concern.
     """
-    on_gpu = backend in ("cuda", "triton") and example.op == "batch_norm"
-    function = float32_batch_norm if on_gpu else NAMESAKES[example.op]
+    on_gpu = backend in ("cuda", "triton")
+    if not on_gpu and example.op != "batch_norm":
+        return run(example, tensors, NAMESAKES[example.op], lambda grad: lay_out(grad, example.incoming))
+    function = float32_batch_norm if on_gpu and example.op == "batch_norm" else NAMESAKES[example.op]
     plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
     return run(example, plain, function, lambda grad: lay_out(grad, example.incoming).contiguous())
 
