@@ -19,7 +19,11 @@ ACTIVATIONS = {
 
 
 def conv2d(*args, activation=None, activation_param=None, **options) -> Tensor:
-    return ACTIVATIONS[activation](T.conv2d(*args, **options), activation_param)
+    """elu in place, but in float64, for an oracle: so torch too derives it from the output, the one kept."""
+    out = T.conv2d(*args, **options)
+    if activation == "elu" and out.dtype != torch.float64:
+        return T.elu(out, 1.0 if activation_param is None else activation_param, inplace=True)
+    return ACTIVATIONS[activation](out, activation_param)
 
 
 def batch_norm(*args, residual=None, activation=None, activation_param=None, **options) -> Tensor:

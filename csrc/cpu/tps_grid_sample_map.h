@@ -13,48 +13,51 @@
 
 namespace fastdl::cpu::tps {
 
-// x, y of `count` <= kChunk pixels, from the functions and a spline's coefficients [2][functions + 1], the
-// 1's last. Writes kChunk.
-inline void evaluate(const float* theta, int64_t functions, const Rows& rows, int count, float* x, float* y) {
-  constexpr int kTogether = 4;  // vectors: sums enough that none waits for another
+// x, y in pixels of `count` <= kChunk pixels, not padded, from the functions and a spline's coefficients
+// [2][functions + 1], the 1's last. Writes kChunk. In float64: the terms of a strong bend are large and cancel.
+inline void evaluate(const Geometry& g, const float* theta, int64_t functions, const Rows& rows, int count,
+                     float* x, float* y) {
+  constexpr int kTogether = 2;  // vectors: sums enough that none waits for another
   const float *tx = theta, *ty = theta + functions + 1;
+  const Wide scale_x = wide_splat(g.scale_x), scale_y = wide_splat(g.scale_y);
+  const Wide shift = wide_splat(g.align ? 0.0 : -0.5);
   for (int i = 0; i < count; i += kTogether * kWidth) {
-    Vec sum_x[kTogether], sum_y[kTogether];
-    for (int v = 0; v < kTogether; ++v) sum_x[v] = splat(tx[functions]), sum_y[v] = splat(ty[functions]);
+    Wide sum_x[kTogether], sum_y[kTogether];
+    for (int v = 0; v < kTogether; ++v) {
+      sum_x[v] = wide_splat(tx[functions] + 1.0);
+      sum_y[v] = wide_splat(ty[functions] + 1.0);
+    }
     for (int64_t k = 0; k < functions; ++k) {
       const float* row = rows.at + k * rows.stride + i;
-      const Vec cx = splat(tx[k]), cy = splat(ty[k]);
+      const Wide cx = wide_splat(tx[k]), cy = wide_splat(ty[k]);
       for (int v = 0; v < kTogether; ++v) {
-        const Vec u = load(row + v * kWidth);
+        const Wide u = widen(load(row + v * kWidth));
         sum_x[v] = fma(cx, u, sum_x[v]);
         sum_y[v] = fma(cy, u, sum_y[v]);
       }
     }
     for (int v = 0; v < kTogether; ++v) {
-      store(x + i + v * kWidth, sum_x[v]);
-      store(y + i + v * kWidth, sum_y[v]);
+      store(x + i + v * kWidth, narrow(fma(sum_x[v], scale_x, shift)));
+      store(y + i + v * kWidth, narrow(fma(sum_y[v], scale_y, shift)));
     }
   }
 }
 
-// x, in [-1, 1] inside the image, becomes a padded coordinate; slope: of the padding, unless null.
+// Coordinates x become padded ones; slope: of the padding, unless null.
 template <PaddingMode kPadding>
-void pad_axis(int64_t count, int64_t size, float scale, bool align, float* x, float* slope) {
+void pad_axis(int64_t count, int64_t size, bool align, float* x, float* slope) {
   for (int64_t i = 0; i < count; i += kWidth) {
     Vec here;
-    store(x + i, pad<kPadding>(fused(load(x + i) + 1.0f, splat(scale), splat(align ? 0.0f : -0.5f)), size,
-                               align, here));
+    store(x + i, pad<kPadding>(load(x + i), size, align, here));
     if (slope) store(slope + i, here);
   }
 }
 
-inline void pad_axis(PaddingMode padding, int64_t count, int64_t size, float scale, bool align, float* x,
-                     float* slope) {
-  if (padding == PaddingMode::kBorder)
-    return pad_axis<PaddingMode::kBorder>(count, size, scale, align, x, slope);
+inline void pad_axis(PaddingMode padding, int64_t count, int64_t size, bool align, float* x, float* slope) {
+  if (padding == PaddingMode::kBorder) return pad_axis<PaddingMode::kBorder>(count, size, align, x, slope);
   if (padding == PaddingMode::kReflection)
-    return pad_axis<PaddingMode::kReflection>(count, size, scale, align, x, slope);
-  pad_axis<PaddingMode::kZeros>(count, size, scale, align, x, slope);
+    return pad_axis<PaddingMode::kReflection>(count, size, align, x, slope);
+  pad_axis<PaddingMode::kZeros>(count, size, align, x, slope);
 }
 
 // The input pixels [first, end) along an axis that coordinates x reach, kWidth more of them being readable.
@@ -99,15 +102,15 @@ class TPSSampler {
       const int64_t first = (h0 + done / (w1 - w0)) * g_.ow + w0;
       for (int64_t at = 0; at < run; at += kChunk) {
         const int count = static_cast<int>(std::min<int64_t>(kChunk, run - at));
-        evaluate(values_, basis_.functions, basis_.rows(first + at, rows_), count, x + done + at,
+        evaluate(g_, values_, basis_.functions, basis_.rows(first + at, rows_), count, x + done + at,
                  y + done + at);
       }
     }
     // what whole vectors read behind the last pixel is that pixel again
     std::fill_n(x + pixels, kWidth, x[pixels - 1]);
     std::fill_n(y + pixels, kWidth, y[pixels - 1]);
-    pad_axis(g_.padding, pixels, g_.iw, g_.scale_x, g_.align, x, slopes_ ? x + 2 * stride_ : nullptr);
-    pad_axis(g_.padding, pixels, g_.ih, g_.scale_y, g_.align, y, slopes_ ? y + 2 * stride_ : nullptr);
+    pad_axis(g_.padding, pixels, g_.iw, g_.align, x, slopes_ ? x + 2 * stride_ : nullptr);
+    pad_axis(g_.padding, pixels, g_.ih, g_.align, y, slopes_ ? y + 2 * stride_ : nullptr);
   }
 
   Box sampled() const {

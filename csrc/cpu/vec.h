@@ -186,6 +186,21 @@ FASTDL_INLINE Wide widen(Vec x) {
 #endif
 }
 
+FASTDL_INLINE Vec narrow(const Wide& x) {
+#if defined(__AVX512F__)
+  return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(x.low)), _mm512_cvtpd_ps(x.high), 1);
+#elif defined(__AVX2__)
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm256_cvtpd_ps(x.low)), _mm256_cvtpd_ps(x.high), 1);
+#else
+  Vec v;
+  for (int i = 0; i < kWidth / 2; ++i) {
+    v[i] = static_cast<float>(x.low[i]);
+    v[i + kWidth / 2] = static_cast<float>(x.high[i]);
+  }
+  return v;
+#endif
+}
+
 FASTDL_INLINE DVec fma(DVec x, DVec y, DVec z) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_pd(x, y, z);
@@ -198,6 +213,8 @@ FASTDL_INLINE DVec fma(DVec x, DVec y, DVec z) {
 FASTDL_INLINE Wide fma(const Wide& x, const Wide& y, const Wide& z) {
   return {fma(x.low, y.low, z.low), fma(x.high, y.high, z.high)};
 }
+
+FASTDL_INLINE Wide wide_splat(double x) { return {DVec{} + x, DVec{} + x}; }
 
 FASTDL_INLINE Wide load(const double* p) {
   Wide v;

@@ -105,11 +105,11 @@ __global__ void __launch_bounds__(kThreads) theta_kernel(const Params p) {
     float* sums = p.splits > 1 ? p.partial + block * 2 * width : p.grad_theta + n * 2 * width;
     const float scale_x = p.splits > 1 ? 1.0f : g.x.scale, scale_y = p.splits > 1 ? 1.0f : g.y.scale;
     if (thread < points) {
-      Pair total = {};
+      Compensated x = {0.0f, 0.0f}, y = {0.0f, 0.0f};
       for (int i = 0; i < slices_of_tile; ++i)
-        total.x += slices[i * points + thread].x, total.y += slices[i * points + thread].y;
-      sums[3 + thread] = total.x * scale_x;
-      sums[width + 3 + thread] = total.y * scale_y;
+        x.add(slices[i * points + thread].x), y.add(slices[i * points + thread].y);
+      sums[3 + thread] = x.total() * scale_x;
+      sums[width + 3 + thread] = y.total() * scale_y;
     }
     if (thread == 0) {
 #pragma unroll
@@ -118,10 +118,10 @@ __global__ void __launch_bounds__(kThreads) theta_kernel(const Params p) {
     }
     if (p.splits == 1 || !last_block_done(p.done + n, static_cast<unsigned>(p.splits), &flag)) continue;
     for (int i = thread; i < 2 * width; i += kThreads) {
-      float total = 0.0f;
+      Compensated sum = {0.0f, 0.0f};
       for (int from = 0; from < p.splits; ++from)
-        total += __ldcg(p.partial + (n * p.splits + from) * 2 * width + i);
-      p.grad_theta[n * 2 * width + i] = total * (i < width ? g.x.scale : g.y.scale);
+        sum.add(__ldcg(p.partial + (n * p.splits + from) * 2 * width + i));
+      p.grad_theta[n * 2 * width + i] = sum.total() * (i < width ? g.x.scale : g.y.scale);
     }
   }
 }

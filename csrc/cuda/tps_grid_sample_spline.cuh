@@ -83,6 +83,8 @@ struct Compensated {
     lost = __fadd_rn(lost, __fmaf_rn(a, b, -term));
     add(term);
   }
+  // An infinite sum lost NaN.
+  __device__ __forceinline__ float total() const { return lost == lost ? __fadd_rn(sum, lost) : sum; }
 };
 
 // The coordinate in pixels, before padding, from what the control points add up to.

@@ -25,14 +25,19 @@ class Input:
     grad: bool = True
     scale: float = 1.0
 
-    def draw(self, generator: torch.Generator) -> Tensor:
+    def draw(self, generator: torch.Generator, nudge: torch.Generator | None = None) -> Tensor:
+        """Numbers from ``generator``; ``nudge`` moves each a little: a rounding, and 1e-5 at least."""
         if isinstance(self.values, tuple):
             low, high, ignored = self.values
             drawn = torch.randint(low, high, self.shape, generator=generator)
             drawn = drawn.where(torch.rand(self.shape, generator=generator) < 0.8, ignored)
             return lay_out(drawn.to(self.dtype), self.layout)
         drawn = VALUES[self.values](torch.randn(self.shape, generator=generator), generator) * self.scale
-        return lay_out(drawn.to(self.dtype), self.layout)
+        drawn = drawn.to(self.dtype)
+        if nudge is not None:
+            way = torch.empty(drawn.shape).uniform_(-1, 1, generator=nudge)
+            drawn *= 1 + way * max(torch.finfo(self.dtype).eps, 1e-5)
+        return lay_out(drawn, self.layout)
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,17 @@ class Example:
     options: dict[str, Any] = field(default_factory=dict)
     incoming: str = "contiguous"
     updated: tuple[str, ...] = ()
+
+
+def draw(example: Example, seed: int, nudge: int | None = None) -> dict[str, Tensor]:
+    """The tensors of ``example``; those with a ``nudge`` lie next to those without."""
+    generator = torch.Generator().manual_seed(seed)
+    nudging = None if nudge is None else torch.Generator().manual_seed(nudge)
+    return {name: each.draw(generator, nudging) for name, each in example.inputs.items()}
+
+
+def double(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
 
 
 def _specials(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -7,16 +7,15 @@ NaN in whole vectors, the incoming one in the values that are left over.
 """
 
 import torch
-from fuzz.examples import Example
-from fuzz.running import double, draw
+from fuzz.examples import Example, double
 from namesakes import NAMESAKES, tps_grid
 from torch import Tensor
 from torch.nn.modules.utils import _pair
 
 
-def near_a_kink(example: Example, seed: int) -> bool:
-    """Whether a value of the draw lies within rounding of a kink."""
-    tensors = double(draw(example, seed))
+def near_a_kink(example: Example, drawn: dict[str, Tensor]) -> bool:
+    """Whether a value of what was drawn lies within rounding of a kink."""
+    tensors = double(drawn)
     if example.op == "affine_grid_sample":
         size, align_corners = list(example.options["size"]), example.options["align_corners"]
         grid = torch.nn.functional.affine_grid(tensors["theta"], size, align_corners)
@@ -26,9 +25,9 @@ def near_a_kink(example: Example, seed: int) -> bool:
     if example.op == "cross_entropy":
         return _saturated(tensors["input"])
     activation = example.options.get("activation")
-    if activation == "elu":
-        return any(bool(t.isnan().any()) for t in tensors.values() if t.is_floating_point())
-    if activation not in ("relu", "leaky_relu", "sigmoid", "tanh"):
+    if activation == "elu" and not all(bool(t.isfinite().all()) for t in tensors.values()):
+        return True
+    if activation not in ("relu", "leaky_relu", "elu", "sigmoid", "tanh"):
         return False
     if example.op == "batch_norm":
         tensors = {"running_mean": None, "running_var": None} | tensors
@@ -36,6 +35,8 @@ def near_a_kink(example: Example, seed: int) -> bool:
         before = NAMESAKES[example.op](**tensors, **(example.options | {"activation": None}))
     except Exception:  # to be rejected
         return False
+    if activation == "elu":  # below that a derivative is no normal number
+        return bool((before < -80).any())
     finite = before[before.isfinite()].abs()
     if activation in ("sigmoid", "tanh"):  # derived from the output: where it is 1, float64 is no oracle
         return bool((finite > 12).any())

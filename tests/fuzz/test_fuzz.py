@@ -8,11 +8,12 @@ draws that many new examples; without it the number per backend below, the same 
 import os
 
 import pytest
-from fuzz.examples import EXAMPLES
+from fuzz.examples import EXAMPLES, draw
 from fuzz.kinks import crashes_torch, near_a_kink
 from fuzz.running import check
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from hypothesis.internal.conjecture import providers
 from support import KERNEL_BACKENDS
 
 pytestmark = pytest.mark.slow
@@ -21,15 +22,12 @@ ASKED = int(os.environ.get("FASTDL_FUZZ", "0"))
 #: What emulation and interpretation leave time for.
 SHARE = {"cpu": 2000, "cuda": 300, "triton": 20}
 
-#: Open, to be mended: what the fuzzer finds at once. FASTDL_FUZZ=100 shows it.
-OPEN = {("cpu", "tps_grid_sample"): "strong bends: coordinates err by up to 2.3 times what torch's do"}
-
 
 @pytest.mark.parametrize("op", EXAMPLES)
 @pytest.mark.parametrize("kernel", KERNEL_BACKENDS)
-def test_any_call(op, kernel):
-    if (kernel, op) in OPEN and not ASKED:
-        pytest.skip(OPEN[kernel, op])
+def test_any_call(op, kernel, monkeypatch):
+    # else it draws, now and then, numbers that it found in whatever modules are loaded
+    monkeypatch.setattr(providers, "_get_local_constants", providers.Constants)
 
     @settings(
         max_examples=ASKED or SHARE[kernel],
@@ -41,7 +39,7 @@ def test_any_call(op, kernel):
     @given(EXAMPLES[op], st.integers(0, 1000))
     def run(example, seed):
         assume(not crashes_torch(example))
-        assume(not near_a_kink(example, seed))
+        assume(not near_a_kink(example, draw(example, seed)))
         check(example, kernel, seed)
 
     run()
