@@ -1,4 +1,5 @@
-"""The tables on the pages, out of the committed results: ``python -m fastdl.bench.tables`` writes them anew.
+"""The tables and the picture on the pages, out of the committed results: ``python -m fastdl.bench.tables``
+writes them anew.
 
 A page has ``<!-- results: NAME FILE -->`` and ``<!-- end of results -->`` around each; ``--check`` changes
 nothing and fails where a page does not say what the results say.
@@ -12,17 +13,27 @@ import re
 import sys
 from pathlib import Path
 
+from . import picture
 from .peers import EAGER, OURS
 from .report import KEY, Result, reached, read
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/benchmarking.md", "docs/models.md")
+#: Pictures, and the results that each shows.
+PICTURES = {"docs/speedups.svg": "bench/results/cpu/bench.json"}
 _BLOCK = re.compile(r"(<!-- results: (\w+) (\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
 def renewed(text: str) -> str:
     """A page's text with its tables made anew."""
     return _BLOCK.sub(lambda m: f"{m[1]}{_TABLES[m[2]](ROOT / m[3])}\n{m[4]}", text)
+
+
+def up_to_date(name: str) -> bool:
+    """Whether one of PICTURES shows what its results say."""
+    path = ROOT / name
+    numbers = picture.shown(_ours(read(ROOT / PICTURES[name])["results"]))
+    return path.exists() and numbers in path.read_text()
 
 
 def ranges(path: Path) -> str:
@@ -171,6 +182,11 @@ def main() -> int:
             stale.append(page.name)
             if not check:
                 page.write_text(new)
+    for name, results in PICTURES.items():
+        if not up_to_date(name):
+            stale.append(name)
+            if not check:
+                (ROOT / name).write_text(picture.svg(_ours(read(ROOT / results)["results"])))
     if stale:
         print(f"{'stale' if check else 'renewed'}: {', '.join(stale)}")
     return 1 if check and stale else 0

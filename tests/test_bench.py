@@ -338,6 +338,7 @@ def test_tables_of_the_pages(monkeypatch, tmp_path):
     page = tmp_path / "README.md"
     page.write_text("before <!-- results: ranges r.json -->\nold\n<!-- end of results --> after")
     monkeypatch.setattr(tables, "PAGES", ("README.md",))
+    monkeypatch.setattr(tables, "PICTURES", {"picture.svg": "r.json"})
     named = {"op": "max_pool2d", "direction": "forward", "timer": "wall", "dtype": "float32"}
     for ratio in (2.0, 3.0):
         rows = [
@@ -352,6 +353,7 @@ def test_tables_of_the_pages(monkeypatch, tmp_path):
         text = page.read_text()
         assert f"| max_pool2d | forward | 2 | {ratio:.2f} to {ratio + 1:.2f} | 1.50 to 1.50 |" in text
         assert text.startswith("before") and text.endswith("after") and "old" not in text
+        assert f"max_pool2d forward {ratio:g} 1.5; " in (tmp_path / "picture.svg").read_text()
         monkeypatch.setattr("sys.argv", ["tables", "--check"])
         assert tables.main() == 0
 
@@ -360,3 +362,5 @@ def test_the_pages_say_what_the_results_say():
     for page in tables.PAGES:
         text = (tables.ROOT / page).read_text()
         assert tables.renewed(text) == text, f"python -m fastdl.bench.tables renews {page}"
+    for name in tables.PICTURES:
+        assert tables.up_to_date(name), f"python -m fastdl.bench.tables renews {name}"

@@ -49,8 +49,8 @@ inline Box sampled_box(const Geometry& g, const Theta& theta, int64_t h0, int64_
     const double margin = 2 + 1e-6 * bound * (scale + 1), limit = static_cast<double>(size);
     if (!(bound < 1e30)) return false;
     low = std::floor(low - margin), high = std::floor(high + margin) + 1;
-    if (g.padding == PaddingMode::kBorder)
-      low = low > limit - 1 ? limit - 1 : low, high = high < 1 ? 1 : high;
+    if (g.padding == PaddingMode::kBorder)  // clamped to pixel 0: pixel 1 times 0, which shows infinities
+      low = low > limit - 1 ? limit - 1 : low, high = high < 2 ? 2 : high;
     first = static_cast<int64_t>(low < 0 ? 0 : low > limit ? limit : low);
     end = static_cast<int64_t>(high > limit ? limit : high);
     if (end < first) end = first;

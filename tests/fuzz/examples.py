@@ -254,8 +254,7 @@ def affine_grid_sample(draw) -> Example:
     shape = (1 if shared else n, c, draw(extents()), draw(extents()))
     size = (n, c, draw(extents()), draw(extents()))
     theta = Input((n, 2, 3), draw(either([torch.float32, torch.float32, torch.bfloat16])), draw(layouts))
-    # not "special": a neighbour weighed by 0 is read by some kernels and not by others, and 0 * Inf is NaN
-    kind = draw(either(["normal", "normal", "ties", "far", "large"]))
+    kind = draw(either(["normal", "normal", "ties", "far", "large", "special"]))
     inputs = {
         "input": Input(shape, draw(dtypes), draw(layouts), kind),
         "theta": Input(theta.shape, theta.dtype, theta.layout, scale=draw(either([0.3, 1.0, 4.0]))),
@@ -274,7 +273,7 @@ def tps_grid_sample(draw) -> Example:
     n, c = draw(st.integers(1, 3)), draw(either([1, 2, 3, 4, 5, 8, 9, 16, 17]))
     shared, regular = draw(either([False, False, True])), draw(either([True, True, False]))
     count = draw(either([4, 9, 9, 16])) if regular else draw(st.integers(4, 12))
-    kind = draw(either(["normal", "normal", "ties", "far", "large"]))  # as in affine_grid_sample
+    kind = draw(either(["normal", "normal", "ties", "far", "large", "special"]))
     shape = (1 if shared else n, c, draw(extents()), draw(extents()))
     inputs = {
         "input": Input(shape, draw(dtypes), draw(layouts), kind),
