@@ -41,8 +41,9 @@ def main(names: list[str]) -> None:
         samples = timers.interleaved(calls, 8.0)
         times = {name: sorted(some)[len(some) // 2] for name, some in samples.items()}
         library, own = share(calls[EAGER], LIBRARY), share(calls[OURS], OWN)
-        print(f"{step.name}: eager {1e3 * times[EAGER]:.1f} ms, {library:.0%} in convolutions and products:")
-        print(f"    at most {1 / library:.2f}; ours {times[EAGER] / times[OURS]:.2f}, {own:.0%} in them")
+        print(f"{step.name}, {step.layout}: eager {1e3 * times[EAGER]:.1f} ms")
+        print(f"    {library:.0%} in convolutions and products: at most {1 / library:.2f}")
+        print(f"    ours {times[EAGER] / times[OURS]:.2f}, {own:.0%} in them")
 
 
 if __name__ == "__main__":

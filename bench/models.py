@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import fastdl
 import fastdl.functional
 from fastdl import models
+from fastdl.models.vgg import VGG
 
 from . import timers
 from .case import Goal
@@ -33,7 +34,8 @@ class Step:
         shape: of the input.
         classes: of the target.
         goal: ours against eager and torch.compile.
-        amp: channels_last and under autocast to bfloat16.
+        layout: of the weights and the input, ours and everybody's.
+        amp: under autocast to bfloat16.
         goal_for: the implementation that the goal is of.
     """
 
@@ -42,47 +44,38 @@ class Step:
     shape: tuple[int, ...]
     classes: int = 10
     goal: Goal | None = None
+    layout: str = "contiguous"
     amp: bool = False
     goal_for: str = OURS
 
 
-def vgg11_bn(classes: int = 10) -> nn.Module:
-    """VGG-11 with batch norm (Simonyan & Zisserman, 2014, arXiv:1409.1556) for 32x32 images."""
-    layers: list[nn.Module] = []
-    channels = 3
-    for width in (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"):
-        if width == "M":
-            layers.append(nn.MaxPool2d(2))
-        else:
-            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-            channels = width
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, classes))
+def vgg11_bn() -> nn.Module:
+    """VGG-11 (Simonyan & Zisserman, 2014, arXiv:1409.1556) with batch norm and one linear layer."""
+    return VGG(((64,), (128,), (256, 256), (512, 512), (512, 512)), (), 3, 10, 32, batch_norm=True)
 
 
 def cpu() -> Iterator[Step]:
     yield Step("STN, MNIST, batch 64", models.STN, (64, 1, 42, 42), goal=Goal(1.5, 1.0))
     yield Step("Net, MNIST, batch 64", models.Net, (64, 1, 28, 28), goal=Goal(1.0, 1.0))
-    yield Step(
-        "ResNet-18, 32x32, batch 64",
-        lambda: models.resnet18(classes=10),
-        (64, 3, 32, 32),
-        goal=Goal(1.3, 1.0),
-    )
-    yield Step("VGG-11-BN, 32x32, batch 64", vgg11_bn, (64, 3, 32, 32), goal=Goal(1.3, 1.0))
+    for layout in ("contiguous", "channels_last"):
+        for name, make in ("ResNet-18", lambda: models.resnet18(classes=10)), ("VGG-11-BN", vgg11_bn):
+            goal = Goal(1.3, 1.0) if layout == "contiguous" else Goal(1.0, 1.0)
+            yield Step(f"{name}, 32x32, batch 64", make, (64, 3, 32, 32), goal=goal, layout=layout)
 
 
 def cuda() -> Iterator[Step]:
     yield Step("STN, MNIST, batch 64", models.STN, (64, 1, 42, 42), goal=Goal(5.0), goal_for="fastdl_graph")
     yield Step("Net, MNIST, batch 64", models.Net, (64, 1, 28, 28), goal=Goal(5.0), goal_for="fastdl_graph")
-    name, x = "ResNet-50, 224x224, batch 64, bfloat16 channels_last", (64, 3, 224, 224)
-    yield Step(name, models.resnet50, x, 1000, Goal(1.3, 1.1), amp=True)
-    yield Step("VGG-11-BN, 32x32, batch 256, bfloat16 channels_last", vgg11_bn, (256, 3, 32, 32), amp=True)
+    half = {"layout": "channels_last", "amp": True}
+    name = "ResNet-50, 224x224, batch 64, bfloat16 channels_last"
+    yield Step(name, models.resnet50, (64, 3, 224, 224), 1000, goal=Goal(1.3, 1.1), **half)
+    yield Step("VGG-11-BN, 32x32, batch 256, bfloat16 channels_last", vgg11_bn, (256, 3, 32, 32), **half)
 
 
 def measure(step: Step, device: torch.device, wanted: Sequence[str], seconds: float = 2.0) -> Iterator[Row]:
     """Rows of ``wanted`` implementations, eager always among them."""
-    dtype, layout = ("bfloat16", "channels_last") if step.amp else ("float32", "contiguous")
-    rows = against(step.name, training(step, device), wanted, device, seconds, dtype, layout)
+    dtype = "bfloat16" if step.amp else "float32"
+    rows = against(step.name, training(step, device), wanted, device, seconds, dtype, step.layout)
     if step.goal is not None and step.goal_for in rows:
         row = rows[step.goal_for]
         row.goal_vs_eager, row.goal_vs_compile = step.goal
@@ -126,7 +119,7 @@ def training(step: Step, device: torch.device) -> Callable[[str], Callable[[], o
     stock = step.make().to(device).train()
     x = torch.randn(step.shape, device=device)
     target = torch.randint(step.classes, step.shape[:1], device=device)
-    if step.amp:
+    if step.layout == "channels_last":
         stock, x = (t.to(memory_format=torch.channels_last) for t in (stock, x))
     return lambda name: _training(step, name, copy.deepcopy(stock), x, target)
 
