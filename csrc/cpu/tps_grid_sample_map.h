@@ -14,7 +14,8 @@
 namespace fastdl::cpu::tps {
 
 // x, y in pixels of `count` <= kChunk pixels, not padded, from the functions and a spline's coefficients
-// [2][functions + 1], the 1's last. Writes kChunk. In float64: the terms of a strong bend are large and cancel.
+// [2][functions + 1], the 1's last. Writes kChunk. In float64: the terms of a strong bend are large and
+// cancel.
 inline void evaluate(const Geometry& g, const float* theta, int64_t functions, const Rows& rows, int count,
                      float* x, float* y) {
   constexpr int kTogether = 2;  // vectors: sums enough that none waits for another
