@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from . import picture
 from .peers import EAGER, OURS
 from .report import KEY, Result, reached
 from .sweep import fits
@@ -64,7 +65,7 @@ def _report(report: dict[str, Any]) -> Iterator[str]:
         yield _everybody(single)
     if len(single) < len(results):
         yield "<h3>How cost grows</h3>"
-        yield _picture(_sweeps(results), "Time against size, and the line that fits")
+        yield _picture(picture.scaling(results), "Time against size, and the line that fits")
         yield _fits(results)
 
 
@@ -217,35 +218,4 @@ def _roofline(results: list[Result]) -> Any:
     ax.plot(*zip(*copies, strict=True), "-", color="black", linewidth=0.8, label="copy")
     ax.set(xscale="log", yscale="log", xlabel="least bytes, MB", ylabel="GB/s (o ours, x eager)")
     ax.legend()
-    return figure
-
-
-def _sweeps(results: list[Result]) -> Any:
-    """One small plot per sweep, forward and backward together, ours and eager."""
-    some = [r for r in results if r.get("sweep") and r.get("gb_per_s")]
-    names = list(dict.fromkeys((r["op"], r["sweep"], r["direction"], r["timer"]) for r in some))
-    if not names:
-        return None
-    columns = 3
-    figure, axes = _axes(12, 2.8 * -(-len(names) // columns), ncols=columns, nrows=-(-len(names) // columns))
-    lines = fits(results)
-    for ax, name in zip(axes.flat, names, strict=False):
-        mine = [r for r in some if (r["op"], r["sweep"], r["direction"], r["timer"]) == name]
-        for i, peer in enumerate(dict.fromkeys(r["implementation"] for r in mine)):
-            of = [r for r in mine if r["implementation"] == peer]
-            x = [r["gb_per_s"] * r["median_ms"] for r in of]
-            ax.plot(x, [r["median_ms"] for r in of], "o", color=f"C{i}", label=peer, markersize=3)
-            line = lines.get((*name, peer))
-            if line is not None:
-                fitted = [line.overhead_us / 1e3 + b / line.gb_per_s for b in x]
-                ax.plot(x, fitted, "-", color=f"C{i}", linewidth=0.7)
-        ax.set(xscale="log", yscale="log")
-        ax.set_title(", ".join(name[:3]), fontsize=8)
-        ax.tick_params(labelsize=7)
-        ax.legend(fontsize=7)
-    for ax in axes.flat[len(names) :]:
-        ax.axis("off")
-    figure.supxlabel("least bytes, MB")
-    figure.supylabel("milliseconds")
-    figure.tight_layout()
     return figure

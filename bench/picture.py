@@ -1,49 +1,52 @@
-"""The picture of README.md: how many times as fast as PyTorch each op is, from a results file."""
+"""Pictures of the pages, from results files: how many times as fast each op is, and how its cost grows."""
 
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .peers import OURS
 from .report import Result
+from .sweep import fits
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _COLOURS = {"eager": "#2563a8", "compile": "#d9822b"}
 _NAMES = {"eager": "PyTorch", "compile": "torch.compile"}
 _DIRECTIONS = {"both": "forward + backward", "step": ""}
 
 
-def svg(ours: list[Result]) -> str:
-    """A line per op and direction, a dot per case; what it shows is in the text as well."""
+def svg(figure: Figure, numbers: str) -> str:
+    """The picture as text, with the numbers it is made of in it."""
     import matplotlib
-    from matplotlib.figure import Figure
 
-    groups: dict[str, list[Result]] = {}
-    for r in ours:
-        kind = "training step" if r["op"] == "step" else r["op"]
-        name = ", ".join(filter(None, (kind, _DIRECTIONS.get(r["direction"], r["direction"]))))
-        groups.setdefault(name, []).append(r)
-
+    text = io.StringIO()
     # paths for letters: no font is asked for; a salt: the same text from the same results
     with matplotlib.rc_context({"svg.hashsalt": "fastdl", "svg.fonttype": "path"}):
-        figure = Figure(figsize=(9, 0.6 + 0.28 * len(groups)), layout="tight")
-        _draw(figure.subplots(), groups)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Description": shown(ours)})
+        figure.savefig(text, format="svg", metadata={"Date": None, "Description": numbers})
     return "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
 
 
-def shown(ours: list[Result]) -> str:
-    """The numbers that the picture is made of, in one line."""
-    return "; ".join(
-        " ".join(
-            [
-                r["op"],
-                r["direction"],
-                *(f"{r[f'speedup_vs_{p}']:.3g}" for p in _COLOURS if f"speedup_vs_{p}" in r),
-            ]
-        )
-        for r in ours
-    )
+def numbers(results: list[Result]) -> str:
+    """What pictures of ``results`` are made of, in one line."""
+    return " ".join(f"{r['median_ms']:.4g}" for r in results if r["status"] == "measured")
+
+
+def speedups(results: list[Result]) -> Figure:
+    """A line per op and direction, a dot per case."""
+    from matplotlib.figure import Figure
+
+    groups: dict[str, list[Result]] = {}
+    for r in results:
+        if r["implementation"] != OURS or r["timer"] not in ("wall", "graph") or r["status"] != "measured":
+            continue
+        kind = "training step" if r["op"] == "step" else r["op"]
+        name = ", ".join(filter(None, (kind, _DIRECTIONS.get(r["direction"], r["direction"]))))
+        groups.setdefault(name, []).append(r)
+    figure = Figure(figsize=(9, 0.6 + 0.28 * len(groups)), layout="tight")
+    _draw(figure.subplots(), groups)
+    return figure
 
 
 def _draw(ax: Any, groups: dict[str, list[Result]]) -> None:
@@ -71,3 +74,36 @@ def _draw(ax: Any, groups: dict[str, list[Result]]) -> None:
     ax.tick_params(axis="y", length=0)
     ax.set_title("Times as fast, a dot per case", fontsize=11, loc="left")
     ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, handletextpad=0, borderpad=0)
+
+
+def scaling(results: list[Result]) -> Figure | None:
+    """A small plot per sweep and direction: time against size, with the line that fits; None without any."""
+    from matplotlib.figure import Figure
+
+    some = [r for r in results if r.get("sweep") and r.get("gb_per_s")]
+    names = list(dict.fromkeys((r["op"], r["sweep"], r["direction"], r["timer"]) for r in some))
+    if not names:
+        return None
+    columns, rows = 3, -(-len(names) // 3)
+    figure = Figure(figsize=(12, 2.8 * rows), layout="tight")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    lines = fits(results)
+    for ax, name in zip(axes.flat, names, strict=False):
+        mine = [r for r in some if (r["op"], r["sweep"], r["direction"], r["timer"]) == name]
+        for i, peer in enumerate(dict.fromkeys(r["implementation"] for r in mine)):
+            of = [r for r in mine if r["implementation"] == peer]
+            x = [r["gb_per_s"] * r["median_ms"] for r in of]
+            ax.plot(x, [r["median_ms"] for r in of], "o", color=f"C{i}", label=peer, markersize=3)
+            line = lines.get((*name, peer))
+            if line is not None:
+                fitted = [line.overhead_us / 1e3 + b / line.gb_per_s for b in x]
+                ax.plot(x, fitted, "-", color=f"C{i}", linewidth=0.7)
+        ax.set(xscale="log", yscale="log")
+        ax.set_title(", ".join(name[:3]), fontsize=8)
+        ax.tick_params(labelsize=7)
+        ax.legend(fontsize=7)
+    for ax in axes.flat[len(names) :]:
+        ax.axis("off")
+    figure.supxlabel("least bytes, MB")
+    figure.supylabel("milliseconds")
+    return figure

@@ -14,7 +14,7 @@
 namespace fastdl::cpu::cross_entropy {
 namespace {
 
-constexpr int64_t kGrain = 32768;            // logits worth a thread of their own
+constexpr int64_t kGrain = 8192;             // logits worth a thread of their own
 constexpr int64_t kChunk = 16384;            // logits whose losses are summed together
 constexpr int64_t kStreamBytes = 16 << 20;   // outputs of this size do not stay in the cache anyway
 constexpr int64_t kFewClasses = 2 * kWidth;  // too few to fill vectors with one row
