@@ -12,7 +12,7 @@ from typing import Any
 
 from . import picture
 from .peers import EAGER, OURS
-from .report import KEY, Result, reached
+from .report import KEY, Result, headline, reached
 from .sweep import fits
 
 _STYLE = """
@@ -163,22 +163,18 @@ def _picture(figure: Any, what: str) -> str:
     return f'<img alt="{html.escape(what)}" src="data:image/png;base64,{data}">'
 
 
-def _axes(*size: float, **options: Any) -> tuple[Any, Any]:
+def _axes(*size: float) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    return plt.subplots(figsize=size, **options)
+    return plt.subplots(figsize=size)
 
 
 def _speedups(results: list[Result]) -> Any:
     """A bar per case and direction, grouped by op, on a logarithmic axis."""
-    some = [
-        r
-        for r in results
-        if r["implementation"] == OURS and r.get("speedup_vs_eager") and r["timer"] in ("wall", "graph")
-    ]
+    some = headline(results)
     if not some:
         return None
     figure, ax = _axes(10, 1 + 0.22 * len(some))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
-from .peers import OURS
-from .report import Result
+from .report import Result, headline
 from .sweep import fits
 
 if TYPE_CHECKING:
@@ -38,9 +37,7 @@ def speedups(results: list[Result]) -> Figure:
     from matplotlib.figure import Figure
 
     groups: dict[str, list[Result]] = {}
-    for r in results:
-        if r["implementation"] != OURS or r["timer"] not in ("wall", "graph") or r["status"] != "measured":
-            continue
+    for r in headline(results):
         kind = "training step" if r["op"] == "step" else r["op"]
         name = ", ".join(filter(None, (kind, _DIRECTIONS.get(r["direction"], r["direction"]))))
         groups.setdefault(name, []).append(r)

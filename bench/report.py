@@ -144,6 +144,15 @@ def _judged(result: Result, which: str) -> str:
     return f"[{'green' if reached(result, which) else 'red'}]{text}[/]"
 
 
+def headline(results: list[Result]) -> list[Result]:
+    """Ours, measured against eager by the timers that pages quote."""
+    return [
+        r
+        for r in results
+        if r["implementation"] == OURS and r["timer"] in ("wall", "graph") and "speedup_vs_eager" in r
+    ]
+
+
 def reached(result: Result, which: str) -> bool | None:
     """Whether a goal is reached; None where there is none or nothing to hold against it."""
     figure, goal = result.get(f"speedup_{which}"), result.get(f"goal_{which}")

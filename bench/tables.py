@@ -1,4 +1,4 @@
-"""The tables and the picture on the pages, out of the committed results: ``python -m fastdl.bench.tables``
+"""The tables and pictures of the pages, out of the committed results: ``python -m fastdl.bench.tables``
 writes them anew.
 
 A page has ``<!-- results: NAME FILE -->`` and ``<!-- end of results -->`` around each; ``--check`` changes
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import picture
 from .peers import EAGER, OURS
-from .report import KEY, Result, reached, read
+from .report import KEY, Result, headline, reached, read
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/benchmarking.md", "docs/models.md")
@@ -43,7 +43,7 @@ def ranges(path: Path) -> str:
     """A line per op and direction: the least and the greatest ratio over its cases."""
     report = read(path)
     groups: dict[tuple[str, str], list[Result]] = {}
-    for r in _ours(report["results"]):
+    for r in headline(report["results"]):
         groups.setdefault((r["op"], r["direction"]), []).append(r)
     lines = [
         "| op | direction | cases | eager / fastdl | torch.compile / fastdl |",
@@ -65,7 +65,7 @@ def cases(path: Path) -> str:
     columns = ["op", "case", "layout", "direction", "eager, ms", "fastdl, ms", "eager / fastdl", "goal"]
     columns += ["torch.compile / fastdl"]
     lines = [f"| {' | '.join(columns)} |", "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"]
-    for r in _ours(report["results"]):
+    for r in headline(report["results"]):
         eager = times[(*(r[k] for k in KEY[:-1]), EAGER)]
         goal = f"{r['goal_vs_eager']:.1f}" if "goal_vs_eager" in r else ""
         mark = " (missed)" if reached(r, "vs_eager") is False else ""
@@ -145,14 +145,6 @@ def _timed(report: dict) -> dict:
 
 
 _TABLES = {"ranges": ranges, "cases": cases, "suite": suite}
-
-
-def _ours(results: list[Result]) -> list[Result]:
-    return [
-        r
-        for r in results
-        if r["implementation"] == OURS and r["timer"] in ("wall", "graph") and "speedup_vs_eager" in r
-    ]
 
 
 def _span(ratios: list[float]) -> str:
