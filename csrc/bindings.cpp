@@ -101,6 +101,12 @@ void cross_entropy_backward(const Library& library, const at::Tensor& grad_loss,
   library.run("cross_entropy_backward", p, input);
 }
 
+void cross_entropy_scale(const Library& library, const at::Tensor& grad, const at::Tensor& factor) {
+  CrossEntropyScale p{view(grad), view(factor)};
+  py::gil_scoped_release release;
+  library.run("cross_entropy_scale", p, grad);
+}
+
 void affine_grid_sample_forward(const Library& library, const at::Tensor& input, const at::Tensor& theta,
                                 const at::Tensor& out, const std::string& mode,
                                 const std::string& padding_mode, bool align_corners) {
@@ -264,6 +270,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
            py::arg("target"), py::arg("weight"), py::arg("lse"), py::arg("total_weight"),
            py::arg("grad_input"), kw, py::arg("ignore_index"), py::arg("label_smoothing"),
            py::arg("reduction"))
+      .def("cross_entropy_scale", &cross_entropy_scale, py::arg("grad"), py::arg("factor"))
       .def("affine_grid_sample_forward", &affine_grid_sample_forward, py::arg("input"), py::arg("theta"),
            py::arg("out"), kw, py::arg("mode"), py::arg("padding_mode"), py::arg("align_corners"))
       .def("affine_grid_sample_backward", &affine_grid_sample_backward, py::arg("grad_out"), py::arg("input"),

@@ -29,8 +29,16 @@ struct CrossEntropyBackward {
   Reduction reduction;
 };
 
+// grad *= factor, for a gradient that was computed with the loss.
+struct CrossEntropyScale {
+  Tensor grad;    // [n] float, contiguous
+  Tensor factor;  // [] float
+};
+
 }  // namespace fastdl
 
 FASTDL_EXPORT const char* fastdl_cross_entropy_forward(const fastdl::CrossEntropyForward*, fastdl::Context*);
 FASTDL_EXPORT const char* fastdl_cross_entropy_backward(const fastdl::CrossEntropyBackward*,
                                                         fastdl::Context*);
+FASTDL_EXPORT const char* fastdl_cross_entropy_scale(const fastdl::CrossEntropyScale*,
+                                                     fastdl::Context*);  // CUDA alone

@@ -255,19 +255,27 @@ def cross_entropy(
     reduce: bool | None = None,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+    *,
+    gradient_in_forward: bool = False,
+    inplace: bool = False,
 ) -> Tensor:
     r"""Softmax cross-entropy of logits.
 
     .. math:: loss_n = -\sum_c weight_c \, p_{n,c} \log \mathrm{softmax}(input_n)_c
 
     Args:
-        input: logits ``[C]``, ``[N, C]`` or ``[N, C, d1, ...]``, any strides; never written to.
+        input: logits ``[C]``, ``[N, C]`` or ``[N, C, d1, ...]``, any strides; written to only if ``inplace``.
         target: class indices (int64 or uint8) of input's shape without C, or probabilities of input's shape.
         weight: ``[C]`` or None.
         size_average, reduce: deprecated in torch; override reduction.
         ignore_index: target value whose rows count nothing.
         reduction: "mean" (over the weights of the targets), "sum" or "none".
         label_smoothing: share of the uniform distribution mixed into the target, in [0, 1].
+        gradient_in_forward: compute the gradient with the loss, while the logits are in the cache, and keep
+            it instead of reading the logits again: for many classes, where the loss is a large part of a
+            step. One backward pass only, without create_graph. Ignored where input requires no gradient, for
+            float16 (a loss scale would come too late), under torch.compile and where the reference serves.
+        inplace: with gradient_in_forward, into the memory of ``input``, which is garbage afterwards.
 
     Returns:
         A scalar, or for "none" the loss per row. In the dtype of input; float32 under autocast.
@@ -277,6 +285,9 @@ def cross_entropy(
 
     Raises:
         ValueError, RuntimeError, TypeError: as torch.nn.functional.cross_entropy.
+        ValueError: gradient_in_forward with reduction "none"; inplace without gradient_in_forward.
+        RuntimeError: inplace on a leaf or on overlapping memory; a second backward pass or create_graph after
+            gradient_in_forward.
         IndexError: a target outside [0, C), on the CPU, and on a GPU if ``FASTDL_CHECK=1`` was set.
 
     Differs from torch: on a GPU a target out of range gives a NaN loss and a NaN gradient for its row, where
@@ -295,9 +306,13 @@ def cross_entropy(
             reduce,
             reduction,
             label_smoothing,
+            gradient_in_forward=gradient_in_forward,
+            inplace=inplace,
         )
     reduction = _cross_entropy.legacy_reduction(size_average, reduce, reduction)
-    return _cross_entropy.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
+    return _cross_entropy.cross_entropy(
+        input, target, weight, ignore_index, reduction, label_smoothing, gradient_in_forward, inplace
+    )
 
 
 @overload

@@ -318,6 +318,8 @@ def _cross_entropy(op: Any) -> _Calls:
                 f"{name} backward",
                 partial(op.backward, loss, logits, target, weight, lse, scalar, logits, **options),
             )
+    for dtype in (torch.float32, torch.bfloat16):
+        yield f"{_name(dtype).split()[0]} scale", partial(op.scale, _empty(1 << 24, dtype=dtype), scalar)
 
 
 def _max_pool2d(op: Any) -> _Calls:

@@ -10,6 +10,7 @@ The files:
     cross_entropy_rows.py      how the logits are cut into blocks; a row's target and weights
     cross_entropy_forward.py   losses and lse of rows; their sum or mean
     cross_entropy_backward.py  grad_x[c] = softmax[c] * sum_k a[k] - a[c], a[c] being the factor of nll(c)
+    cross_entropy_scale.py     times the incoming gradient, for one that was computed in forward
 
 The logits are read once each way: forward keeps a running maximum and rescales what it has summed when
 that grows. Saved are lse, one float32 per row, and total_weight; the softmax is never stored. A row whose
@@ -26,6 +27,7 @@ from ._runtime import cdiv
 from .cross_entropy_backward import gradient
 from .cross_entropy_forward import add_up, losses
 from .cross_entropy_rows import blocks_of
+from .cross_entropy_scale import scale as scale
 
 
 def forward(

@@ -44,7 +44,10 @@ def missing(backend: str, kind: str) -> str | None:
 
 @functools.cache
 def kernel(backend: str, op: str) -> Any:
-    """``forward`` and ``backward`` of ``op``: the fill functions of docs/design.md."""
+    """``forward`` and ``backward`` of ``op``: the fill functions of docs/design.md.
+
+    And ``scale`` of cross_entropy on a GPU.
+    """
     found, reason = library(backend)
     if found is None:
         raise RuntimeError(f"fastdl.{op}: backend {backend!r} is not built: {reason}")
@@ -55,7 +58,10 @@ def kernel(backend: str, op: str) -> Any:
     else:
         functions = (getattr(found, f"{op}_{name}") for name in ("forward", "backward"))
     forward, backward = functions
-    return SimpleNamespace(forward=forward, backward=backward)
+    kernels = SimpleNamespace(forward=forward, backward=backward)
+    if (backend, op) == ("cuda", "cross_entropy"):
+        kernels.scale = found.cross_entropy_scale
+    return kernels
 
 
 def call(op: str) -> Any:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import backends, reference
+from . import cross_entropy_in_forward as in_forward
 from ._common import (
     autocast_dtype,
     check_tensors,
@@ -30,13 +31,17 @@ def cross_entropy(
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
+    gradient_in_forward: bool,
+    inplace: bool,
 ) -> Tensor:
     """``fastdl.functional.cross_entropy`` after its defaults and legacy arguments."""
-    loss = short_way(OP, input, target, weight, ignore_index, reduction, label_smoothing)
-    if loss is not None:
-        return loss
+    if not gradient_in_forward and not inplace:
+        loss = short_way(OP, input, target, weight, ignore_index, reduction, label_smoothing)
+        if loss is not None:
+            return loss
     check_tensors(OP, ("weight",), input=input, target=target, weight=weight)
     _check(input, target, weight, ignore_index, reduction, label_smoothing)
+    in_forward.check(input, gradient_in_forward, inplace, reduction)
 
     empty = input.numel() == 0
     why_not = _unsupported(input, target, weight)
@@ -56,6 +61,9 @@ def cross_entropy(
     dtype = torch.float32 if autocast_dtype(input) else input.dtype
     weight = None if weight is None else weight.contiguous()
     args = (logits, flat, weight, ignore_index, reduction, label_smoothing, dtype, backend)
+    if gradient_in_forward and needs_grad(input) and in_forward.why_not(input, backend) is None:
+        _check_classes(flat, c, ignore_index)
+        return in_forward.CrossEntropyInForward.apply(*args, inplace)
     loss = _CrossEntropy.apply(*args) if needs_grad(input) else forward_op(*args)[0]
     return loss.reshape(_rows_shape(input)) if reduction == "none" else loss
 
@@ -118,6 +126,12 @@ def _check_range(target: Tensor, classes: int, ignore_index: int) -> None:
         raise IndexError(complaint(OP, f"targets in [0, {classes}) or equal to {ignore_index}", got))
 
 
+def _check_classes(target: Tensor, classes: int, ignore_index: int) -> None:
+    """The same of class indices, where looking at them costs no waiting for a GPU or was asked for."""
+    if not target.is_floating_point() and (target.device.type == "cpu" or backends.CHECK):
+        _check_range(target, classes, ignore_index)
+
+
 def _unsupported(input: Tensor, target: Tensor, weight: Tensor | None) -> str | None:
     if target.is_floating_point() and target.dtype != input.dtype:
         return "probabilities of another dtype than the logits"
@@ -176,8 +190,7 @@ def _allocate_forward(a: Forward) -> tuple[Tensor, Tensor, Tensor]:
 
 def _fill_forward(outputs: tuple[Tensor, Tensor, Tensor], a: Forward) -> None:
     # checked here rather than in the public function: torch.compile need not trace a branch on data
-    if not a.target.is_floating_point() and (a.logits.device.type == "cpu" or backends.CHECK):
-        _check_range(a.target, a.logits.shape[1], a.ignore_index)
+    _check_classes(a.target, a.logits.shape[1], a.ignore_index)
     backends.kernel(a.backend, OP).forward(a.logits, a.target, a.weight, *outputs, **_options(a))
 
 
