@@ -272,10 +272,11 @@ def cross_entropy(
         reduction: "mean" (over the weights of the targets), "sum" or "none".
         label_smoothing: share of the uniform distribution mixed into the target, in [0, 1].
         gradient_in_forward: compute the gradient with the loss, while the logits are in the cache, and keep
-            it instead of reading the logits again: for many classes, where the loss is a large part of a
-            step. One backward pass only, without create_graph. Ignored where input requires no gradient, for
-            float16 (a loss scale would come too late), under torch.compile and where the reference serves.
-        inplace: with gradient_in_forward, into the memory of ``input``, which is garbage afterwards.
+            it instead of reading the logits from memory again. One backward pass only, without create_graph.
+            Ignored where the logits are few, input requires no gradient, for float16 (a loss scale would come
+            too late), under torch.compile and where the reference serves.
+        inplace: with gradient_in_forward, into the memory of ``input``, which is garbage afterwards: the loss
+            of a large batch with many classes needs no memory beside its logits.
 
     Returns:
         A scalar, or for "none" the loss per row. In the dtype of input; float32 under autocast.

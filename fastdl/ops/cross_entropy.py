@@ -61,7 +61,7 @@ def cross_entropy(
     dtype = torch.float32 if autocast_dtype(input) else input.dtype
     weight = None if weight is None else weight.contiguous()
     args = (logits, flat, weight, ignore_index, reduction, label_smoothing, dtype, backend)
-    if gradient_in_forward and needs_grad(input) and in_forward.why_not(input, backend) is None:
+    if gradient_in_forward and needs_grad(input) and in_forward.why_not(input, backend, inplace) is None:
         _check_classes(flat, c, ignore_index)
         return in_forward.CrossEntropyInForward.apply(*args, inplace)
     loss = _CrossEntropy.apply(*args) if needs_grad(input) else forward_op(*args)[0]

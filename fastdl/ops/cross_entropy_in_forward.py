@@ -45,7 +45,7 @@ def check(input: Tensor, gradient_in_forward: bool, inplace: bool, reduction: st
         raise RuntimeError(complaint(OP, "logits with memory of their own with inplace=True", got))
 
 
-def why_not(input: Tensor, backend: str) -> str | None:
+def why_not(input: Tensor, backend: str, inplace: bool) -> str | None:
     """Why a call is served without; None if nothing stands against it."""
     if backend == "reference":
         return "no kernel serves the call"
@@ -53,6 +53,8 @@ def why_not(input: Tensor, backend: str) -> str | None:
         return "torch.compile moves no gradient into forward"
     if input.dtype == torch.float16:
         return "a loss scale comes too late for gradients that float16 has already rounded to 0"
+    if not inplace and input.numel() * input.element_size() <= _piece_bytes(input.device):
+        return "the logits are still in the cache when backward reads them"
     return None
 
 

@@ -209,12 +209,6 @@ def _cross_entropy() -> list[Case]:
              shift=-1000.0),
         case("logits near 200", (8, 10), classes(8, high=10), "overflow of exp", shift=200.0),
         case("one class", (6, 1), classes(6, high=1), "loss 0"),
-        case("gradient in forward", (16, 10), t, "taken with the loss", gradient_in_forward=True),
-        case("gradient in forward, weight, smoothing and ignore_index", (2, 4, 5, 6),
-             classes(2, 5, 6, high=4, ignored=-100), "a divisor known beforehand", weight=True,
-             label_smoothing=0.1, gradient_in_forward=True),
-        case("gradient in forward, probabilities, sum", (9, 13), probabilities(9, 13), "", reduction="sum",
-             gradient_in_forward=True),
     ]  # fmt: skip
 
 

@@ -28,14 +28,14 @@ MODES = {
 }
 
 
-def run_parity(op, mode, folder):
-    """What ``fastdl parity`` says of the op; an AssertionError if the process does not live to say it."""
-    built, environment, dtypes = MODES[mode]
+def environment_of(mode):
+    """Of a process in which the kernels run in this mode."""
+    built, environment, _ = MODES[mode]
     try:
         sanitizer = build.preload(built)
     except FileNotFoundError as error:
         pytest.skip(str(error))
-    environment = {
+    return {
         **os.environ,
         **sanitizer,
         **environment,
@@ -45,6 +45,11 @@ def run_parity(op, mode, folder):
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
     }
+
+
+def run_parity(op, mode, folder):
+    """What ``fastdl parity`` says of the op; an AssertionError if the process does not live to say it."""
+    environment, dtypes = environment_of(mode), MODES[mode][2]
     path = folder / "parity.json"
     command = [sys.executable, "-m", "fastdl", "parity", "--op", op, "--backend", "cuda", "--device", "cpu"]
     command += ["--json", str(path), *(word for dtype in dtypes for word in ("--dtype", dtype))]
@@ -77,3 +82,23 @@ def test_parity(op, mode, tmp_path):
         if c["verdict"] != "pass"
     ]
     assert not bad, "\n".join(bad[:20]) + said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["asan", "tsan"])
+def test_gradient_in_forward(mode):
+    """The table has no such calls: its inputs are leaves, and small."""
+    path = ROOT / "tests" / "test_gradient_in_forward.py"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "cuda and pieces",
+        str(path),
+    ]
+    run = subprocess.run(command, cwd=ROOT, env=environment_of(mode), capture_output=True, text=True)
+    assert run.returncode == 0 and " passed" in run.stdout, run.stdout[-8000:] + run.stderr[-8000:]
