@@ -113,6 +113,35 @@ def _cudnn_fused() -> Peer:
     return Peer("cudnn_relu", "torch.cudnn_convolution_relu", why_not, make)
 
 
+def _cublaslt_relu() -> Peer:
+    """A 1x1 convolution of channels_last images as a matrix product with bias and relu in its epilogue."""
+
+    def product(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        rows = input.permute(0, 2, 3, 1)
+        out = torch._addmm_activation(bias, rows.flatten(0, 2), weight.flatten(1).t())
+        return out.unflatten(0, rows.shape[:3]).permute(0, 3, 1, 2)
+
+    def why_not(case: Case, direction: str, device: torch.device) -> str | None:
+        plain = (
+            case.op == "conv2d" and case.options == {"activation": "relu"} and case.layout == "channels_last"
+        )
+        if not plain or not case.name.startswith("1x1"):
+            return "for 1x1 convolutions with relu in channels_last"
+        if device.type != "cuda":
+            return "for GPUs"
+        if direction != "forward":
+            return "has no gradient"
+        x = torch.ones(2, 64, 56, 56, device=device).to(memory_format=torch.channels_last)
+        x[0, 0, 0, 0] = float("nan")
+        out = product(x, torch.ones(256, 64, 1, 1, device=device), torch.ones(256, device=device))
+        return None if out[0, :, 0, 0].isnan().all() else "turns NaN into 0"
+
+    def make(case: Case) -> Function:
+        return lambda input, weight, bias, activation: product(input, weight, bias)
+
+    return Peer("cublaslt_relu", "torch._addmm_activation", why_not, make)
+
+
 def _flag_gems(module: object) -> Function:
     def call(input: Tensor, target: Tensor) -> Tensor:
         with module.use_gems():  # type: ignore[attr-defined]
@@ -131,6 +160,7 @@ PEERS: dict[str, Peer] = {
         _compiled("compile_max_autotune", "max-autotune-no-cudagraphs"),
         _compiled("compile_reduce_overhead", "reduce-overhead", gpu_only=True),
         _cudnn_fused(),
+        _cublaslt_relu(),
         _package(
             "liger",
             "liger_kernel.transformers.functional",
@@ -150,4 +180,7 @@ PEERS: dict[str, Peer] = {
 }
 
 #: Measured unless ``--peers`` says otherwise.
-DEFAULT = {"cpu": (EAGER, OURS), "cuda": (EAGER, "compile", OURS, "cuda", "triton", "cudnn_relu", "liger")}
+DEFAULT = {
+    "cpu": (EAGER, OURS),
+    "cuda": (EAGER, "compile", OURS, "cuda", "triton", "cudnn_relu", "cublaslt_relu", "liger"),
+}

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 import torch.nn.functional as T
-from fastdl.bench import command, peers, picture, report, runner, sweep, tables, timers
+from fastdl.bench import command, conv2d, peers, picture, report, runner, sweep, tables, timers
 from fastdl.bench.case import Case, Goal, Work
 from torch._subclasses.fake_tensor import FakeTensorMode
 from typer.testing import CliRunner
@@ -175,6 +175,16 @@ def test_a_wrong_result_of_ours_fails_the_command(small, monkeypatch, name, stat
 
 def test_what_is_ours_can_be_asked_for():
     assert set(bench.OWN) <= {*bench.PEERS, *command.IMPLEMENTATIONS}
+
+
+def test_the_matrix_product_of_cublaslt_is_the_convolution():
+    case = conv2d.layer("1x1", (2, 8, 5, 5), 12, 1, {}, layout="channels_last")
+    tensors = case.draw(CPU, torch.float32)
+    peer = peers.PEERS["cublaslt_relu"]
+    out, expected = peer.make(case)(**tensors, **case.options), case.eager(**tensors, **case.options)
+    torch.testing.assert_close(out, expected)
+    assert out.stride() == expected.stride()
+    assert peer.why_not(case, "forward", CPU) == "for GPUs"
 
 
 def test_an_interrupted_run_keeps_what_it_measured(small, monkeypatch, tmp_path):
