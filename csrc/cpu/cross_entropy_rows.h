@@ -98,9 +98,61 @@ RowSums row_sums(const Problem& p, const T* x, const T* q, const T* next) {
   return {finite(max), std::log(sum), first, spread, spread_weight};
 }
 
+// Rows [begin, end) of at most kBlock classes, without a share: of such rows the logarithm costs as much as
+// the exponentials, so it is taken of a vector of them.
+template <class T>
+void short_rows_forward(const Problem& p, float* lse, Losses* losses, int64_t begin, int64_t end) {
+  const Tensor& input = *p.input;
+  alignas(64) float max[kWidth] = {}, sum[kWidth] = {}, nll[kWidth] = {};
+  Class target[kWidth];
+  for (int64_t first = begin; first < end; first += kWidth) {
+    const int count = static_cast<int>(std::min<int64_t>(kWidth, end - first));
+    for (int i = 0; i < count; ++i) {
+      const int64_t n = p.inner == 1 ? first + i : (first + i) / p.inner, d = first + i - n * p.inner;
+      const T* x = static_cast<const T*>(input.data) + n * input.stride[0] + d * input.stride[2];
+      target[i] = class_of(p, n, d);
+      if (!target[i].kept) {
+        max[i] = nll[i] = 0.0f;
+        sum[i] = 1.0f;
+        continue;
+      }
+      const T* next = x + (p.inner > 1 ? input.stride[2] : input.stride[0]);
+      Vec top[kUnroll] = {splat(-kInfinity), splat(-kInfinity), splat(-kInfinity), splat(-kInfinity)};
+      for_vectors(p.classes, [&](int64_t c, int u, int64_t n) {
+        top[u] = cpu::max(load(x + c, n, -kInfinity), top[u]);
+      });
+      const float shift = finite(cpu::max(cpu::max(cpu::max(top[0], top[1]), cpu::max(top[2], top[3]))));
+      Vec s[kUnroll] = {};
+      for_vectors(p.classes, [&](int64_t c, int u, int64_t n) {
+        __builtin_prefetch(next + c);
+        s[u] += exp_nonpositive(load(x + c, n, -kInfinity) - shift);
+      });
+      max[i] = shift;
+      sum[i] = add_up(s);
+      nll[i] = to_float(x[target[i].t]) - shift;
+    }
+    const Vec log_sum = log_normal(load(sum));
+    if (lse != nullptr) store(lse + first, load(max) + log_sum, count);
+    store(nll, log_sum - load(nll));
+    for (int i = 0; i < count; ++i) {
+      const int64_t n = p.inner == 1 ? first + i : (first + i) / p.inner, d = first + i - n * p.inner;
+      const Class& c = target[i];
+      if (!c.kept) {
+        losses->add(n, d, c.ignored ? 0.0f : kNaN, 0.0f);
+      } else {
+        const float weight = p.weight != nullptr ? p.weight[c.t] : 1.0f;
+        losses->add(n, d, double{weight} * nll[i], weight);
+      }
+    }
+  }
+}
+
 // Rows [begin, end).
 template <Share kShare, class T>
 void rows_forward(const Problem& p, float* lse, Losses* losses, int64_t begin, int64_t end) {
+  if constexpr (kShare == Share::kNone) {
+    if (p.classes <= kBlock) return short_rows_forward<T>(p, lse, losses, begin, end);
+  }
   const Tensor& input = *p.input;
   const int64_t* q_stride = p.target->stride;
   for (int64_t r = begin; r < end; ++r) {

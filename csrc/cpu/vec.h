@@ -149,18 +149,41 @@ FASTDL_INLINE uint32_t bits(IVec condition) {
 #endif
 }
 
-// Over the lanes, in a fixed tree.
-FASTDL_INLINE float sum(Vec x) {
-  for (int half = kWidth / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) x[i] += x[i + half];
+// Lane i as i ^ kHalf. By hand: the compiler takes the lanes through memory.
+template <int kHalf>
+FASTDL_INLINE Vec swapped(Vec x) {
+#if defined(__AVX512F__)
+  if constexpr (kHalf == 8) return _mm512_shuffle_f32x4(x, x, 0b01001110);
+  if constexpr (kHalf == 4) return _mm512_shuffle_f32x4(x, x, 0b10110001);
+  if constexpr (kHalf == 2) return _mm512_permute_ps(x, 0b01001110);
+  if constexpr (kHalf == 1) return _mm512_permute_ps(x, 0b10110001);
+#elif defined(__AVX2__)
+  if constexpr (kHalf == 4) return _mm256_permute2f128_ps(x, x, 1);
+  if constexpr (kHalf == 2) return _mm256_permute_ps(x, 0b01001110);
+  if constexpr (kHalf == 1) return _mm256_permute_ps(x, 0b10110001);
+#else
+  Vec y;
+  for (int i = 0; i < kWidth; ++i) y[i] = x[i ^ kHalf];
+  return y;
+#endif
+}
+
+// op(lanes [0, half), lanes [half, 2 * half)) and so on, until there is one: a fixed tree.
+template <class Op>
+FASTDL_INLINE float over_lanes(Vec x, const Op& op) {
+  if constexpr (kWidth >= 16) x = op(x, swapped<8>(x));
+  if constexpr (kWidth >= 8) x = op(x, swapped<4>(x));
+  x = op(x, swapped<2>(x));
+  x = op(x, swapped<1>(x));
   return x[0];
+}
+
+FASTDL_INLINE float sum(Vec x) {
+  return over_lanes(x, [](Vec a, Vec b) { return a + b; });
 }
 // NaN lanes do not count; NaN if there are no others.
 FASTDL_INLINE float max(Vec x) {
-  for (int half = kWidth / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i)
-      x[i] = x[i] >= x[i + half] || x[i + half] != x[i + half] ? x[i] : x[i + half];
-  return x[0];
+  return over_lanes(x, [](Vec a, Vec b) { return select((a >= b) | (b != b), a, b); });
 }
 
 // ----------------------------------------------------------------------------------------- float64
@@ -223,11 +246,26 @@ FASTDL_INLINE Wide load(const double* p) {
 }
 FASTDL_INLINE void store(double* p, const Wide& v) { std::memcpy(p, &v, sizeof v); }
 
+template <int kHalf>
+FASTDL_INLINE DVec swapped(DVec x) {
+#if defined(__AVX512F__)
+  if constexpr (kHalf == 4) return _mm512_shuffle_f64x2(x, x, 0b01001110);
+  if constexpr (kHalf == 2) return _mm512_shuffle_f64x2(x, x, 0b10110001);
+  if constexpr (kHalf == 1) return _mm512_permute_pd(x, 0b01010101);
+#elif defined(__AVX2__)
+  if constexpr (kHalf == 2) return _mm256_permute2f128_pd(x, x, 1);
+  if constexpr (kHalf == 1) return _mm256_permute_pd(x, 0b0101);
+#else
+  return DVec{x[1], x[0]};
+#endif
+}
+
 // Over the lanes, in a fixed tree.
 FASTDL_INLINE double sum(const Wide& x) {
   DVec v = x.low + x.high;
-  for (int half = kWidth / 4; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) v[i] += v[i + half];
+  if constexpr (kWidth >= 16) v += swapped<4>(v);
+  if constexpr (kWidth >= 8) v += swapped<2>(v);
+  v += swapped<1>(v);
   return v[0];
 }
 

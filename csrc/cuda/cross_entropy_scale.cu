@@ -1,5 +1,5 @@
-// Multiplies a gradient that forward has computed by the incoming one, unless that is 1: read on the device, so
-// that nobody waits, and all blocks leave at once.
+// Multiplies a gradient that forward has computed by the incoming one, unless that is 1: read on the device,
+// so that nobody waits, and all blocks leave at once.
 #include <algorithm>
 
 #include "cross_entropy_problem.cuh"
