@@ -113,7 +113,7 @@ def native() -> dict:
 
     extension = CppExtension(
         "fastdl._C",
-        ["csrc/bindings.cpp", "csrc/calls.cpp", "csrc/calls_conv2d.cpp"],
+        ["csrc/bindings.cpp", "csrc/calls.cpp", "csrc/calls_conv2d.cpp", "csrc/calls_sampling.cpp"],
         extra_compile_args=["-O2", "-g0", "-fvisibility=hidden"],
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": Build.with_options(use_ninja=True)}}

@@ -335,86 +335,17 @@ py::object batch_norm(const Library& library, const Tensor& x, const Optional& r
   return py::cast(out);
 }
 
-// ------------------------------------------------------------------------------ affine_grid_sample
-
-struct SampleOptions {
-  const Library* library;
-  Interpolation mode;
-  PaddingMode padding_mode;
-  bool align_corners;
-  std::string mode_name, padding_mode_name;
-  Pair size;
-};
-
-Tensor sample_forward(const SampleOptions& o, const Tensor& input, const Tensor& theta) {
-  Tensor out = at::empty({theta.size(0), input.size(1), o.size[0], o.size[1]}, input.options(),
-                         at::MemoryFormat::Contiguous);
-  AffineGridSampleForward p{view(input), view(theta), view(out), o.mode, o.padding_mode, o.align_corners};
-  o.library->run("affine_grid_sample_forward", p, input);
-  return out;
-}
-
-struct AffineGridSample : Function<AffineGridSample> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& theta, SampleOptions o) {
-    Tensor out = sample_forward(o, input, theta);
-    ctx->save_for_backward({input, theta});
-    keep(ctx, std::move(o));
-    return out;
-  }
-
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const auto& o = kept<SampleOptions>(ctx);
-    auto saved = ctx->get_saved_variables();
-    const Tensor &input = saved[0], &theta = saved[1];
-    variable_list found(2);
-    if (at::GradMode::is_enabled()) {
-      py::gil_scoped_acquire gil;
-      found = differentiable("affine_grid_sample", grads[0], input, theta, o.size, o.mode_name,
-                             o.padding_mode_name, o.align_corners);
-    } else {
-      auto contiguous = at::MemoryFormat::Contiguous;
-      if (ctx->needs_input_grad(0)) found[0] = at::empty(input.sizes(), input.options(), contiguous);
-      if (ctx->needs_input_grad(1)) found[1] = at::empty(theta.sizes(), theta.options(), contiguous);
-      AffineGridSampleBackward p{view(grads[0]),    view(input), view(theta),    view_if(found[0]),
-                                 view_if(found[1]), o.mode,      o.padding_mode, o.align_corners};
-      o.library->run("affine_grid_sample_backward", p, input);
-    }
-    return {found[0], found[1], Tensor()};
-  }
-};
-
-py::object affine_grid_sample(const Library& library, const Tensor& input, const Tensor& theta, int64_t n,
-                              int64_t c, int64_t height, int64_t width, const std::string& mode,
-                              const std::string& padding_mode, bool align_corners) {
-  if (mode == "bicubic" || input.dim() != 4 || !is_plain_input(input)) return py::none();
-  if (theta.dim() != 3 || theta.size(1) != 2 || theta.size(2) != 3 || theta.size(0) != n ||
-      !is_plain(theta, input.device()) || !is_kernel_dtype(theta.scalar_type()))
-    return py::none();
-  if (c < 1 || height < 1 || width < 1 || (input.size(0) != 1 && input.size(0) != n)) return py::none();
-  if ((mode != "bilinear" && mode != "nearest") ||
-      (padding_mode != "zeros" && padding_mode != "border" && padding_mode != "reflection"))
-    return py::none();
-  SampleOptions o{&library,     mode_of(mode),  padding_mode_of(padding_mode), align_corners, mode,
-                  padding_mode, {height, width}};
-  const bool save = needs_grad({input, theta});
-  Tensor out;
-  {
-    py::gil_scoped_release release;
-    out = save ? AffineGridSample::apply(input, theta, std::move(o)) : sample_forward(o, input, theta);
-  }
-  return py::cast(out);
-}
-
 }  // namespace
 
-void define_conv2d_calls(py::module_& m);  // calls_conv2d.cpp
+void define_conv2d_calls(py::module_& m);    // calls_conv2d.cpp
+void define_sampling_calls(py::module_& m);  // calls_sampling.cpp
 
 void define_calls(py::module_& m) {
   define_conv2d_calls(m);
+  define_sampling_calls(m);
   m.def("max_pool2d", &max_pool2d);
   m.def("cross_entropy", &cross_entropy);
   m.def("batch_norm", &batch_norm);
-  m.def("affine_grid_sample", &affine_grid_sample);
 }
 
 }  // namespace fastdl

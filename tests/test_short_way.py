@@ -42,6 +42,10 @@ def sample(x, theta, **options):
     return F.affine_grid_sample(x, theta, (theta.shape[0], x.shape[1], 5, 7), align_corners=False, **options)
 
 
+def warp(x, points, **options):
+    return F.tps_grid_sample(x, points, (points.shape[0], x.shape[1], 5, 7), align_corners=True, **options)
+
+
 def conv(x, weight, bias=None, activation="relu", **options):
     return F.conv2d(x, weight, bias, padding=1, activation=activation, **options)
 
@@ -93,6 +97,11 @@ CASES = {
     "affine_grid_sample, broadcast": (
         lambda x, theta: sample(x, theta, padding_mode="border"),
         sized((1, 3, 6, 6), (2, 2, 3)),
+    ),
+    "tps_grid_sample": (warp, sized((2, 3, 6, 6), (2, 9, 2))),
+    "tps_grid_sample, broadcast": (
+        lambda x, points: warp(x, points, padding_mode="reflection"),
+        sized((1, 3, 6, 6), (3, 16, 2)),
     ),
 }
 

@@ -18,7 +18,16 @@ from torch import Tensor
 
 from .. import backends, reference
 from . import _sampling
-from ._common import check_tensors, complaint, differentiate, library, needs_grad, register, wanted
+from ._common import (
+    check_tensors,
+    complaint,
+    differentiate,
+    library,
+    needs_grad,
+    register,
+    short_way,
+    wanted,
+)
 
 OP = "tps_grid_sample"
 
@@ -36,6 +45,9 @@ def tps_grid_sample(
     align_corners: bool | None,
 ) -> Tensor:
     """``fastdl.functional.tps_grid_sample`` after its defaults."""
+    out = _short_way(input, points, size, control_points, mode, padding_mode, bool(align_corners))
+    if out is not None:
+        return out
     check_tensors(OP, optional=("control_points",), input=input, points=points, control_points=control_points)
     align_corners = bool(align_corners)
     _check(input, points, size, control_points, mode, padding_mode)
@@ -59,6 +71,18 @@ def tps_grid_sample(
 
     args = (input, theta, control_points, [*size[2:]], mode, padding_mode, align_corners, dtype, backend)
     return _TPSGridSample.apply(*args) if needs_grad(input, theta) else forward_op(*args)
+
+
+def _short_way(input: Any, points: Any, size: Any, controls: Any, *options: Any) -> Tensor | None:
+    """A plain call with regular control points."""
+    if controls is not None or not isinstance(size, (tuple, list)) or len(size) != 4:
+        return None
+    if type(points) not in (Tensor, torch.nn.Parameter) or _traced(points) or points.dim() != 3:
+        return None
+    count = points.shape[1]
+    if count > MOST_POINTS or count < 4 or math.isqrt(count) ** 2 != count:
+        return None
+    return short_way(OP, input, points, *_kept(count, torch.float32, points.device), *size, *options)
 
 
 def regular_points(count: int) -> Tensor:
