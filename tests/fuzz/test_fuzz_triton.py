@@ -1,0 +1,12 @@
+"""Any call on the Triton kernels: see drawing.py."""
+
+import pytest
+from fuzz.drawing import any_call, needs
+from fuzz.examples import EXAMPLES
+
+pytestmark = [pytest.mark.slow, needs("triton")]
+
+
+@pytest.mark.parametrize("op", EXAMPLES)
+def test_any_call(op, monkeypatch):
+    any_call(op, "triton", monkeypatch)
