@@ -8,6 +8,8 @@ import torch
 
 # what this machine was tuned to is no concern of the tests
 os.environ["FASTDL_CACHE_DIR"] = str(Path(__file__).parent / "no tables")
+# pytest-xdist's workers inherit it: their threads, more than there are cores, shall sleep while they wait
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton
