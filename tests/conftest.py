@@ -9,12 +9,15 @@ from support import DEVICE, executable_backends
 from fastdl import backends, tuned
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+            if "slow_interpreted" in item.keywords and "triton" in item.callspec.params.values():
+                item.add_marker(pytest.mark.slow)
 
 
 def pytest_generate_tests(metafunc):

@@ -38,7 +38,10 @@ def tensors(name, dtype=torch.float32):
     return inputs, options, pool
 
 
-@pytest.mark.parametrize("activation", [None, "relu", "tanh", "leaky_relu"])
+@pytest.mark.parametrize(
+    "activation",
+    ["relu", *(pytest.param(a, marks=pytest.mark.slow_interpreted) for a in (None, "tanh", "leaky_relu"))],
+)
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients(on, name, activation):
     if on == "triton" and activation == "leaky_relu":

@@ -114,6 +114,7 @@ def test_no_element_stays_uninitialised(name, kernel, device):
     assert all(not t.isnan().any() for t in [out, *grads])
 
 
+@pytest.mark.slow_interpreted
 @every_kernel
 def test_deterministic(kernel, device):
     """Twenty runs, bit for bit; where kernels are slow three, of what peers compute with atomics."""

@@ -169,7 +169,7 @@ def test_identity_is_on_torchs_side_of_every_pixel(kernels, rules, width):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-5 * width)
 
 
-@pytest.mark.parametrize("padding", ["zeros", "border"])
+@pytest.mark.parametrize("padding", ["zeros", pytest.param("border", marks=pytest.mark.slow_interpreted)])
 def test_many_tiles(padding):
     """Several tiles of input and output, some of them inner ones; theta's gradient from two programs."""
     theta = batch("rotation")

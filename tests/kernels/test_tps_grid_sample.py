@@ -19,6 +19,7 @@ MODES, PADDINGS = ("bilinear", "nearest"), ("zeros", "border", "reflection")
 RULES = list(itertools.product(MODES, PADDINGS, (False, True)))
 
 every_kernel = pytest.mark.parametrize("kernel", KERNEL_BACKENDS)
+slow_interpreted = pytest.mark.slow_interpreted
 
 
 def regular(count):
@@ -204,7 +205,7 @@ def test_sizes_of_one(kernel, sizes, align_corners, padding, device):
     check(kernel, device, x, turned(4), grad_out, None, "bilinear", padding, align_corners)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 19, 35])
+@pytest.mark.parametrize("channels", [1, 3, 19, pytest.param(35, marks=slow_interpreted)])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "sliced"])
 @every_kernel
 def test_layouts(kernel, channels, layout, device):
@@ -237,7 +238,9 @@ def test_one_image_for_all_splines(kernel, mode, padding, device):
     check(kernel, device, torch.randn(1, 2, 5, 6), points, torch.randn(3, 2, 4, 7), None, mode, padding)
 
 
-@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize(
+    "padding", ["zeros", *(pytest.param(each, marks=slow_interpreted) for each in PADDINGS[1:])]
+)
 @every_kernel
 def test_many_tiles(kernel, padding, device):
     """Several tiles of input and output, folds among them; sums from more than one program."""
@@ -256,7 +259,7 @@ def test_everything_sampled_in_one_place(kernel, mode, padding, device):
 
 
 @pytest.mark.parametrize("kernel", [k for k in KERNEL_BACKENDS if k == "triton"])
-@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("channels_last", [False, pytest.param(True, marks=slow_interpreted)])
 def test_wide_offsets_change_nothing(kernel, channels_last, device):
     from fastdl.kernels import _runtime
 
@@ -270,6 +273,7 @@ def test_wide_offsets_change_nothing(kernel, channels_last, device):
     assert all(torch.equal(a, b) for a, b in zip(narrow, wide, strict=True))
 
 
+@slow_interpreted
 @pytest.mark.parametrize("shared", [False, True])
 @every_kernel
 def test_repetition_changes_no_bit(kernel, shared, device):
