@@ -18,8 +18,9 @@ VARIANTS = {
     "vgg_mini, no batch norm": ("vgg_mini", {"batch_norm": False}),
     "stn, no transformer": ("stn", {"transform": False}),
 }
+SLOW = (*LARGE, "vgg16")  # vgg_mini is made of the same blocks
 CASES = [
-    *(pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in models.names()),
+    *(pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in models.names()),
     *VARIANTS,
 ]
 
