@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 
 import pytest
 from support import DEVICE
@@ -27,6 +28,24 @@ def test_info():
     assert facts["fastdl"] == fastdl.__version__
     assert facts["backends"]["reference (cpu)"] == "available"
     assert "fastdl info" in run("info").stdout
+
+
+def test_help_is_light():
+    """A command imports what it runs when it runs: asking what there is waits for none of it."""
+    code = """
+        import sys
+        from fastdl.cli import main
+        try:
+            main()
+        except SystemExit as done:
+            assert not done.code, done.code
+        rooms = [f"fastdl.{room}" for room in ("bench", "data", "demo", "models", "parity", "train")]
+        heavy = [m for m in ("triton", "torch._dynamo", "matplotlib", *rooms) if m in sys.modules]
+        assert not heavy, heavy
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "warm-up" in done.stdout, done.stderr
 
 
 def test_parity_passes_and_reports(tmp_path):

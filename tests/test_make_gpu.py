@@ -59,7 +59,7 @@ PARTS = {name: arguments for name, _, arguments in (*gpu.parts(Path("o")), *gpu.
 def planned(monkeypatch, arguments):
     """What the command would measure on a GPU, if there is one or not: a plan."""
     plans = []
-    monkeypatch.setattr(cli, "_device", lambda name: name)
+    monkeypatch.setattr(cli._common, "device", lambda name: name)
     monkeypatch.setattr(command, "run", lambda plan, *_: plans.append(plan) or [])
     result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0, result.output
@@ -91,7 +91,7 @@ def test_what_else_is_asked_for_exists(monkeypatch, tmp_path, name):
     assert all((gpu.ROOT / path).exists() for path in arguments if path.startswith("tests/"))
     if "parity" in arguments:
         plans = []
-        monkeypatch.setattr(cli, "_device", lambda name: name)
+        monkeypatch.setattr(cli._common, "device", lambda name: name)
         monkeypatch.setattr(parity, "plan", lambda *asked: plans.append(asked) or [])
         monkeypatch.chdir(tmp_path)
         result = CliRunner().invoke(cli.app, arguments[3:])
