@@ -19,12 +19,13 @@ _STYLE = """
 :root { --text: #1d2127; --muted: #5c6470; --line: #d9dde3; --back: #ffffff;
         --good: #18794e; --bad: #c4320a; }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back); margin: 2rem auto;
-       max-width: 76rem; padding: 0 1rem; }
+       max-width: 84rem; padding: 0 1rem; }
 h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0; }
+table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; margin: 1rem 0; }
 .wide { overflow-x: auto; }
-th, td { padding: .2rem .7rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: .2rem .35rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { position: sticky; top: 0; background: var(--back); } td.n, th.n { text-align: right; }
+td:nth-child(2), td[colspan] { white-space: normal; min-width: 9rem; } /* names of cases, notes */
 .good { color: var(--good); font-weight: 600; } .bad { color: var(--bad); font-weight: 600; }
 .muted { color: var(--muted); } img { max-width: 100%; }
 """
@@ -70,10 +71,13 @@ def _report(report: dict[str, Any]) -> Iterator[str]:
 
 
 def _table(columns: list[str], rows: list[list[str]], numbers_from: int) -> str:
+    """``rows`` under ``columns``; a shorter row ends in a note, as wide as what is left."""
+
     def cells(tag: str, values: list[str]) -> str:
-        return "".join(
-            f"<{tag}{' class=n' if i >= numbers_from else ''}>{v}</{tag}>" for i, v in enumerate(values)
-        )
+        kinds = [" class=n" if i >= numbers_from else "" for i in range(len(values))]
+        if len(values) < len(columns):
+            kinds[-1] = f" colspan={len(columns) - len(values) + 1}"
+        return "".join(f"<{tag}{kind}>{v}</{tag}>" for kind, v in zip(kinds, values, strict=True))
 
     lines = "\n".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return f"<div class=wide><table><thead><tr>{cells('th', columns)}</tr></thead>\n{lines}</table></div>"
@@ -121,7 +125,7 @@ def _everybody(results: list[Result]) -> str:
             rows.append(row + [_number(r.get(f)) for f in figures])
         else:
             note = html.escape(f"{r['status']}: {r.get('note', '')}")
-            rows.append([*row, f'<span class="bad">{note}</span>', *[""] * (len(figures) - 1)])
+            rows.append([*row, f'<span class="bad">{note}</span>'])
     names = [
         "ms",
         "p20",
@@ -177,19 +181,23 @@ def _speedups(results: list[Result]) -> Any:
     some = headline(results)
     if not some:
         return None
-    figure, ax = _axes(10, 1 + 0.22 * len(some))
+    figure, ax = _axes(8, 1 + 0.19 * len(some))
     colours = {op: f"C{i}" for i, op in enumerate(dict.fromkeys(r["op"] for r in some))}
     for i, r in enumerate(some):
-        ax.barh(i, r["speedup_vs_eager"] - 1, left=1, color=colours[r["op"]])
-        if r.get("goal_vs_eager"):
-            ax.plot(r["goal_vs_eager"], i, "k|", markersize=9)
-        ax.annotate(
-            f" {r['speedup_vs_eager']:.2f}", (max(r["speedup_vs_eager"], 1), i), va="center", fontsize=7
-        )
+        speedup, goal = r["speedup_vs_eager"], r.get("goal_vs_eager") or 1
+        ax.barh(i, speedup - 1, left=1, color=colours[r["op"]])
+        if goal != 1:
+            ax.plot(goal, i, "k|", markersize=8)
+        # the number ends the bar, or stands behind a mark that it would lie on
+        right = goal if 1 <= goal / speedup < 1.3 else max(speedup, 1)
+        ax.annotate(f"{speedup:.2f}", (right, i), (4, 0), textcoords="offset points", va="center", fontsize=7)
     labels = [f"{r['op']} {r['case']}, {r['layout']}, {r['direction']}" for r in some]
     ax.set_yticks(range(len(some)), labels, fontsize=7)
-    ax.invert_yaxis()
+    ax.set_ylim(len(some) - 0.4, -0.6)
     ax.set_xscale("log")
+    low, high = ax.get_xlim()
+    ax.set_xlim(low, 1.15 * high)  # room for the longest bar's number
+    picture.times_ticks(ax)
     ax.axvline(1, color="black", linewidth=0.8)
     ax.set_xlabel("times as fast as eager PyTorch (black mark: goal)")
     return figure
@@ -201,7 +209,7 @@ def _roofline(results: list[Result]) -> Any:
     some = [r for r in some if r["implementation"] in (EAGER, OURS)]
     if not some:
         return None
-    figure, ax = _axes(8, 5)
+    figure, ax = _axes(8, 4.5)
     for name, marker in ((EAGER, "x"), (OURS, "o")):
         for i, op in enumerate(dict.fromkeys(r["op"] for r in some)):
             mine = [r for r in some if r["implementation"] == name and r["op"] == op]
@@ -213,5 +221,5 @@ def _roofline(results: list[Result]) -> Any:
     )
     ax.plot(*zip(*copies, strict=True), "-", color="black", linewidth=0.8, label="copy")
     ax.set(xscale="log", yscale="log", xlabel="least bytes, MB", ylabel="GB/s (o ours, x eager)")
-    ax.legend()
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)  # beside the points, not on them
     return figure

@@ -59,18 +59,24 @@ def _draw(ax: Any, groups: dict[str, list[Result]]) -> None:
             ax.plot([], [], "o", color=colour, label=f"as {_NAMES[peer]}")
     ax.axvline(1, color="#444444", linewidth=1)
     ax.set_xscale("log")
-    ticks = [0.5, 1, 2, 4, 8, 16, 32]
-    ax.set_xticks(ticks, [f"{t:g}x" for t in ticks])
-    ax.minorticks_off()
+    times_ticks(ax)
     ax.set_yticks(range(len(groups)), list(groups))
     ax.set_ylim(len(groups) - 0.5, -0.5)
-    ax.grid(axis="x", color="#dddddd", linewidth=0.7)
-    ax.set_axisbelow(True)
     for side in ("top", "right", "left"):
         ax.spines[side].set_visible(False)
     ax.tick_params(axis="y", length=0)
     ax.set_title("Times as fast, a dot per case", fontsize=11, loc="left")
     ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, handletextpad=0, borderpad=0)
+
+
+def times_ticks(ax: Any) -> None:
+    """How many times as fast: powers of two in words, on a logarithmic axis."""
+    low, high = ax.get_xlim()
+    ticks = [t for t in (0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64) if low <= t <= high]
+    ax.set_xticks(ticks, [f"{t:g}x" for t in ticks])
+    ax.minorticks_off()
+    ax.grid(axis="x", color="#dddddd", linewidth=0.7)
+    ax.set_axisbelow(True)
 
 
 def scaling(results: list[Result]) -> Figure | None:

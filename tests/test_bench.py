@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 import torch.nn.functional as T
-from fastdl.bench import command, conv2d, peers, picture, report, runner, sweep, tables, timers
+from fastdl.bench import command, conv2d, page, peers, picture, report, runner, sweep, tables, timers
 from fastdl.bench.case import Case, Goal, Work
 from torch._subclasses.fake_tensor import FakeTensorMode
 from typer.testing import CliRunner
@@ -308,6 +308,12 @@ def test_page(two_reports, tmp_path):
     assert not re.search(r'(src|href)="(?!data:)', text)  # nothing from elsewhere
 
 
+def test_a_note_on_the_page_spans_the_numbers():
+    """In the first column of numbers it had been as wide as a line of text, and all numbers out of sight."""
+    table = page._table(["op", "ms", "p20", "p80"], [["a", "1", "2", "3"], ["b", "wrong: ..."]], 1)
+    assert "<td>b</td><td colspan=3>wrong: ...</td>" in table
+
+
 class Balanced(HTMLParser):
     """What is open at the end of a page, and how many images it has."""
 
@@ -369,8 +375,8 @@ def test_tables_of_the_pages(monkeypatch, tmp_path):
 
 
 def test_the_pages_say_what_the_results_say():
-    for page in tables.PAGES:
-        text = (tables.ROOT / page).read_text()
-        assert tables.renewed(text) == text, f"python -m fastdl.bench.tables renews {page}"
+    for name in tables.PAGES:
+        text = (tables.ROOT / name).read_text()
+        assert tables.renewed(text) == text, f"python -m fastdl.bench.tables renews {name}"
     for name in tables.PICTURES:
         assert tables.up_to_date(name), f"python -m fastdl.bench.tables renews {name}"
