@@ -1,7 +1,7 @@
 """The main job on real data: convert a spatial transformer network, check it, train it beside the stock one.
 
-Both networks start from the same weights and see the same distorted digits in the same order, batch by batch
-in turn, so that losses can be compared and step times are interleaved.
+The trainer's twins start from the same weights and see the same distorted digits in the same order, batch by
+batch in turn, so that losses can be compared and step times are interleaved.
 """
 
 from __future__ import annotations
@@ -9,79 +9,63 @@ from __future__ import annotations
 import copy
 import json
 import statistics
-import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor, nn
 
-from . import backends, convert, explain
-from .data import Digits, distort, mnist5k
+from . import backends, data, explain
 from .info import environment
-from .models import STN
 from .parity import judge
-
-BATCH = 100
-
-
-class Trainee(NamedTuple):
-    """A network with its optimiser and what is recorded of its training."""
-
-    name: str
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    losses: list[float]
-    seconds: list[float]
+from .train import How, recipe
+from .train.figures import pyplot
+from .train.loop import Run, Trainer
+from .train.tasks import evaluate
 
 
 def run(epochs: int, device: torch.device, output: Path, seed: int, console: Console) -> dict[str, Any]:
     """The whole demo; writes demo.json, digits.png and curves.png to ``output`` and returns the JSON."""
     output.mkdir(parents=True, exist_ok=True)
-    digits = Digits(*(t.to(device) for t in mnist5k()))
-    test_images = distort(digits.test_images, torch.Generator().manual_seed(seed + 1))
-    labels = digits.test_labels
-    steps = epochs * len(digits.train_images) // BATCH
-
-    torch.manual_seed(seed)
-    stock = STN().to(device)
-    fast = convert(copy.deepcopy(stock))
-    explanation = explain(fast, test_images[:BATCH])
+    how = How(device, ("stock", "converted"))
+    r = recipe("stn").changed(epochs=epochs, seed=seed, validation=0.0)
+    trainer = Trainer("stn", r, how, None, data.load(r.data))
+    stock, fast = (run.model for run in trainer.runs)
+    images, labels = (part[0].to(device) for part in trainer.data.test)
+    explanation = explain(fast, images[: r.batch])
     print(explanation)
 
-    checks = {"as used": compare(_stirred(stock), _stirred(fast), test_images[:BATCH], labels[:BATCH])}
+    some = images[: r.batch], labels[: r.batch]
+    checks = {"as used": compare(_stirred(stock), _stirred(fast), *some)}
     if device.type == "cpu" and backends.why_not("triton", device) is None:
         # what a GPU would run, on a few digits
         console.print("the Triton kernels, interpreted, on four digits ...")
         with backends.use_backend("triton"):
-            checks["triton"] = compare(_stirred(stock), _stirred(fast), test_images[::250], labels[::250])
-    for how, lines in checks.items():
-        console.print(_parity_table(how, lines))
+            checks["triton"] = compare(_stirred(stock), _stirred(fast), images[::250], labels[::250])
+    for name, lines in checks.items():
+        console.print(_parity_table(name, lines))
 
-    trainees = [_trainee("stock", stock, steps), _trainee("converted", fast, steps)]
-    _train(trainees, digits, epochs, seed, console)
+    trainer.train(console)
 
     report = {
         "environment": environment(),
         "epochs": epochs,
-        "steps": steps,
+        "steps": epochs * trainer.steps,
         "seed": seed,
         "explain": [vars(row) for row in explanation.rows],
         "parity": checks,
-        "results": [_result(t, test_images, labels) for t in trainees],
+        "results": [_result(run, trainer) for run in trainer.runs],
     }
-    ratio = statistics.median(a / b for a, b in zip(trainees[0].seconds, trainees[1].seconds, strict=True))
-    report["speedup_median"] = round(ratio, 3)
+    pairs = zip(*(run.seconds for run in trainer.runs), strict=True)
+    report["speedup_median"] = round(statistics.median(a / b for a, b in pairs), 3)
     _print_results(report, console)
 
     (output / "demo.json").write_text(json.dumps(report, indent=1) + "\n")
-    _draw_digits(fast, test_images, output / "digits.png")
-    _draw_curves(trainees, output / "curves.png")
+    _draw_digits(fast, images, output / "digits.png")
+    _draw_curves(trainer.runs, output / "curves.png")
     console.print(f"wrote {output}/demo.json, digits.png (what the transformer sees and gives), curves.png")
     return report
 
@@ -122,64 +106,16 @@ def _stirred(model: nn.Module) -> nn.Module:
     return model
 
 
-def _trainee(name: str, model: nn.Module, steps: int) -> Trainee:
-    # the transformer learns at half the rate: a bad theta early on would blind the classifier
-    transformer = [p for n, p in model.named_parameters() if n.startswith("localisation")]
-    classifier = [p for n, p in model.named_parameters() if not n.startswith("localisation")]
-    groups = [{"params": transformer, "lr": 5e-4}, {"params": classifier, "lr": 1e-3}]
-    optimizer = torch.optim.Adam(groups)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    return Trainee(name, model, optimizer, schedule, [], [])
-
-
-def _train(trainees: list[Trainee], digits: Digits, epochs: int, seed: int, console: Console) -> None:
-    """Adam with a cosine schedule; digits distorted anew for every batch."""
-    generator = torch.Generator().manual_seed(seed)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    batches = len(digits.train_images) // BATCH
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("training", total=epochs * batches)
-        for epoch in range(epochs):
-            order = torch.randperm(len(digits.train_images), generator=generator)
-            for picked in order.to(digits.train_images.device).split(BATCH):
-                images = distort(digits.train_images[picked], generator)
-                labels = digits.train_labels[picked]
-                # take turns in going first, so that neither always finds the caches warm
-                for trainee in trainees if len(trainees[0].losses) % 2 else reversed(trainees):
-                    _step(trainee, images, labels)
-                losses = ", ".join(f"{t.name} {t.losses[-1]:.3f}" for t in trainees)
-                progress.update(task, advance=1, description=f"epoch {epoch + 1}/{epochs}, loss: {losses}")
-
-
-def _step(trainee: Trainee, images: Tensor, labels: Tensor) -> None:
-    start = _now(images)
-    trainee.model.train()
-    loss = F.cross_entropy(trainee.model(images), labels)
-    trainee.optimizer.zero_grad()
-    loss.backward()
-    trainee.optimizer.step()
-    trainee.seconds.append(_now(images) - start)
-    trainee.schedule.step()
-    trainee.losses.append(float(loss.detach()))
-
-
-def _now(like: Tensor) -> float:
-    if like.is_cuda:
-        torch.cuda.synchronize(like.device)
-    return time.perf_counter()
-
-
-def _result(trainee: Trainee, images: Tensor, labels: Tensor) -> dict[str, Any]:
-    trainee.model.eval()
-    with torch.no_grad():
-        logits = trainee.model(images)
+def _result(run: Run, trainer: Trainer) -> dict[str, Any]:
+    loss, accuracy, _ = evaluate(run.model, run.loss, "classify", trainer.data.test, trainer.how.device)
+    losses = [float(loss) for loss in run.losses]
     return {
-        "model": trainee.name,
-        "train_loss_last_epoch": round(statistics.mean(trainee.losses[-40:]), 4),
-        "test_loss": round(float(F.cross_entropy(logits, labels)), 4),
-        "test_accuracy": round(float((logits.argmax(1) == labels).float().mean()), 4),
-        "milliseconds_per_step_median": round(1e3 * statistics.median(trainee.seconds), 3),
-        "losses": [round(loss, 5) for loss in trainee.losses],
+        "model": run.kind,
+        "train_loss_last_epoch": round(statistics.mean(losses[-trainer.steps :]), 4),
+        "test_loss": round(loss, 4),
+        "test_accuracy": round(accuracy, 4),
+        "milliseconds_per_step_median": round(1e3 * statistics.median(run.seconds), 3),
+        "losses": [round(loss, 5) for loss in losses],
     }
 
 
@@ -202,11 +138,11 @@ def _print_results(report: dict[str, Any], console: Console) -> None:
 
 def _draw_digits(model: nn.Module, images: Tensor, path: Path) -> None:
     """The first of each class before and after the transformer."""
-    pyplot = _pyplot()
+    plt = pyplot()
     shown = images[::100]
     with torch.no_grad():
         rows = {"distorted": shown, "transformed": model.transform(shown)}
-    figure, axes = pyplot.subplots(2, len(shown), figsize=(len(shown), 2.4))
+    figure, axes = plt.subplots(2, len(shown), figsize=(len(shown), 2.4))
     for (title, row), line in zip(rows.items(), axes, strict=True):
         for image, axis in zip(row, line, strict=True):
             axis.imshow(image[0].float().cpu(), cmap="gray")
@@ -215,25 +151,16 @@ def _draw_digits(model: nn.Module, images: Tensor, path: Path) -> None:
         line[0].set_ylabel(title)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    plt.close(figure)
 
 
-def _draw_curves(trainees: list[Trainee], path: Path) -> None:
-    pyplot = _pyplot()
-    figure, axis = pyplot.subplots(figsize=(6, 3.5))
-    for trainee, style in zip(trainees, ("-", "--"), strict=True):
-        axis.plot(trainee.losses, style, label=trainee.name, linewidth=1)
+def _draw_curves(runs: list[Run], path: Path) -> None:
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(6, 3.5))
+    for run, style in zip(runs, ("-", "--"), strict=True):
+        axis.plot([float(loss) for loss in run.losses], style, label=run.kind, linewidth=1)
     axis.set(xlabel="step", ylabel="training loss", yscale="log", title="STN on distorted MNIST digits")
     axis.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")  # no display needed
-    from matplotlib import pyplot
-
-    return pyplot
+    plt.close(figure)

@@ -13,9 +13,9 @@ ROOT = Path(__file__).parent.parent
 # A room may import the rooms below it and none above. `backends` reaches the kernels by name, lazily.
 ORDER = [
     "cli",
+    "demo",
     "experiments",
     "train",
-    "demo",
     "bench",
     "parity",
     "data",

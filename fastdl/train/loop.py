@@ -67,6 +67,8 @@ class Run:
         self.targets = TASKS[recipe.task].targets
         self.graphed = GraphedStep(self.backward, self.model) if how.cuda_graphs else None
         self.best: dict[str, Any] = {"score": None, "epoch": 0, "weights": None}
+        self.losses: list[Tensor] = []  # of each step of this process
+        self.seconds: list[float] = []
 
     def backward(self, inputs: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
         """The loss, with its gradients left in the parameters."""
@@ -190,8 +192,6 @@ class Trainer:
 
     def _epoch(self, progress: Progress, bar: Any) -> None:
         epoch = self.epoch + 1
-        losses: dict[str, list[Tensor]] = {run.kind: [] for run in self.runs}
-        seconds = dict.fromkeys(losses, 0.0)
         for number, (inputs, targets) in enumerate(self.batches(epoch)):
             done = ((epoch - 1) * self.steps + number) / (self.recipe.epochs * self.steps)
             # taking turns in going first, so that neither always finds the caches warm
@@ -199,17 +199,18 @@ class Trainer:
                 torch.manual_seed(self._seed(epoch, number + 1) * self.size + self.rank)
                 set_rate(run.optimizer, self.recipe.schedule, done)
                 start = self._now()
-                losses[run.kind].append(run.step(inputs, targets))
-                seconds[run.kind] += self._now() - start
+                run.losses.append(run.step(inputs, targets))
+                run.seconds.append(self._now() - start)
             shown = f"{self.name} epoch {epoch}/{self.recipe.epochs}"
             if number % 10 == 0:
-                shown += "".join(f" {kind} {float(seen[-1]):.3f}" for kind, seen in losses.items())
+                shown += "".join(f" {run.kind} {float(run.losses[-1]):.3f}" for run in self.runs)
                 progress.update(bar, description=shown)
             progress.advance(bar)
         self.epoch = epoch
         for run in self.runs:
-            loss = distributed.mean(float(torch.stack(losses[run.kind]).mean()), self.how.device)
-            self._judge(run, loss, seconds[run.kind] / max(self.steps, 1))
+            loss = float(torch.stack(run.losses[-self.steps :]).mean())
+            loss = distributed.mean(loss, self.how.device)
+            self._judge(run, loss, sum(run.seconds[-self.steps :]) / max(self.steps, 1))
         if self.rank == 0 and self.output is not None:
             self.save()
 
