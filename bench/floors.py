@@ -1,10 +1,12 @@
-"""How much faster a training step could be if the libraries' convolutions and products stay as they are.
+"""What is left to gain on a CPU: how fast a call or a training step could be if what is ours cost nothing.
 
     python -m fastdl.bench.floors [NAME ...]
 
-For the training steps of ``fastdl bench --models`` on a CPU: eager's time, the part of it inside oneDNN's
-convolutions and the matrix products (told by torch.profiler), and one over that part: the speedup of a step
-in which all else costs nothing. Beside it ours, taken in turns with eager, and the part of ours inside them.
+Small calls: what autograd takes for a node that does nothing. Dense convolutions: oneDNN's alone, and eager
+and ours with relu over it. For the training steps of ``fastdl bench --models``: eager's time, the part of it
+inside oneDNN's convolutions and the matrix products (told by torch.profiler), and one over that part: the
+speedup of a step in which all else costs nothing. Beside it ours, taken in turns with eager, and the part of
+ours inside them. Names are of steps.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from . import models, timers
-from .peers import EAGER, OURS
+from . import conv2d, models, timers
+from .peers import EAGER, OURS, ours
 
 LIBRARY = ("aten::mkldnn_convolution", "aten::convolution_backward", "aten::addmm", "aten::mm")
 OWN = (*LIBRARY, "fastdl::conv2d_forward", "fastdl::conv2d_backward", "fastdl::conv2d_max_pool2d")
@@ -31,17 +33,54 @@ def share(once: Callable[[], object], names: tuple[str, ...]) -> float:
     return sum(times.get(name, 0.0) for name in names) / sum(times.values())
 
 
+def medians(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """In milliseconds, taken in turns."""
+    samples = timers.interleaved(calls, seconds)
+    return {name: 1e3 * sorted(some)[len(some) // 2] for name, some in samples.items()}
+
+
+def node() -> float:
+    """Milliseconds of a call with its gradient, neither of which does anything."""
+    x = torch.zeros((), requires_grad=True)
+    once = lambda: torch.autograd.grad(torch.ops.aten.alias(x), x)  # noqa: E731
+    return medians({"": once}, 0.5)[""]
+
+
+def convolutions() -> None:
+    """Forward calls of torch's own convolutions, with bias and relu by eager and by us, over them alone."""
+    for case in conv2d.cpu():
+        if case.options.get("groups", 1) > 1 or case.name[:3] not in ("1x1", "3x3"):
+            continue
+        tensors = case.draw(torch.device("cpu"), torch.float32)
+        x, weight, bias = tensors.values()
+        window = {name: value for name, value in case.options.items() if name != "activation"}
+        with torch.no_grad():
+            times = medians(
+                {
+                    "alone": lambda: torch.nn.functional.conv2d(x, weight, bias, **window),  # noqa: B023
+                    EAGER: lambda: case.eager(**tensors, **case.options),  # noqa: B023
+                    OURS: lambda: ours(case)(**tensors, **case.options),  # noqa: B023
+                },
+                2.0,
+            )
+        eager, own = times[EAGER] / times["alone"], times[OURS] / times["alone"]
+        print(f"conv2d {case.name}, {case.layout}: {times['alone']:.2f} ms")
+        print(f"    with relu: eager {eager:.2f}, ours {own:.2f}")
+
+
 def main(names: list[str]) -> None:
     timers.keep_heap()
+    if not names:
+        print(f"an autograd node that does nothing: {1e3 * node():.1f} us")
+        convolutions()
     for step in models.cpu():
         if names and not any(name in step.name for name in names):
             continue
         once = models.training(step, torch.device("cpu"))
         calls = {name: once(name) for name in (EAGER, OURS)}
-        samples = timers.interleaved(calls, 8.0)
-        times = {name: sorted(some)[len(some) // 2] for name, some in samples.items()}
+        times = medians(calls, 8.0)
         library, own = share(calls[EAGER], LIBRARY), share(calls[OURS], OWN)
-        print(f"{step.name}, {step.layout}: eager {1e3 * times[EAGER]:.1f} ms")
+        print(f"{step.name}, {step.layout}: eager {times[EAGER]:.1f} ms")
         print(f"    {library:.0%} in convolutions and products: at most {1 / library:.2f}")
         print(f"    ours {times[EAGER] / times[OURS]:.2f}, {own:.0%} in them")
 
