@@ -40,5 +40,4 @@ struct CrossEntropyScale {
 FASTDL_EXPORT const char* fastdl_cross_entropy_forward(const fastdl::CrossEntropyForward*, fastdl::Context*);
 FASTDL_EXPORT const char* fastdl_cross_entropy_backward(const fastdl::CrossEntropyBackward*,
                                                         fastdl::Context*);
-FASTDL_EXPORT const char* fastdl_cross_entropy_scale(const fastdl::CrossEntropyScale*,
-                                                     fastdl::Context*);  // CUDA alone
+FASTDL_EXPORT const char* fastdl_cross_entropy_scale(const fastdl::CrossEntropyScale*, fastdl::Context*);

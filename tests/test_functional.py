@@ -19,7 +19,8 @@ def test_signature_is_torchs(name):
     ours = inspect.signature(getattr(F, name)).parameters
     shared = [p for p in ours.values() if p.kind is not p.KEYWORD_ONLY]
     assert [(p.name, p.default) for p in shared] == [(p.name, p.default) for p in theirs.values()]
-    assert {p.name for p in ours.values()} - set(theirs) <= {"residual", "activation", "activation_param"}
+    added = {"residual", "activation", "activation_param", "gradient_in_forward", "inplace"}
+    assert {p.name for p in ours.values()} - set(theirs) <= added
 
 
 def test_signature_of_conv2d():

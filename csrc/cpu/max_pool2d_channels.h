@@ -73,6 +73,11 @@ void pool_many_cells(const T* p, const Inside& window, int64_t channels, T* out,
 template <class T, class O>
 void pool_channels_last(const PoolForward<T, O>& call) {
   constexpr int kVectors = 4, kBlock = kVectors * kWidth;
+  // From memory, which the machine does not see coming: the rows of a window are far apart. From the cache it
+  // costs more than it gains.
+  constexpr int64_t kFarBytes = 16 << 20, kAhead = 8;  // outputs
+  const bool far =
+      call.n * call.c * call.rows.size * call.columns.size * static_cast<int64_t>(sizeof(T)) >= kFarBytes;
   const Axis rows = call.rows, columns = call.columns;
   const int64_t pixels = call.n * rows.outputs * columns.outputs;
   const bool many = call.cells() >= 32 && pixels >= 2 * call.context->num_threads;
@@ -100,6 +105,14 @@ void pool_channels_last(const PoolForward<T, O>& call) {
           continue;
         }
         if (c + kBlock <= call.c) {
+          if (far) {
+            const T* ahead = x + c + kAhead * columns.stride * call.x_w;
+            const int64_t new_columns = columns.stride < window.columns ? columns.stride : window.columns;
+            for (int64_t row = 0; row < window.rows; ++row)
+              for (int64_t column = 0; column < new_columns; ++column)
+                for (int i = 0; i < kVectors; ++i)
+                  __builtin_prefetch(ahead + row * window.x_row + column * call.x_w + i * kWidth);
+          }
           pool_channels<kVectors>(x + c, window, kWidth, call.out + to + c, call.offsets + to + c);
           continue;
         }

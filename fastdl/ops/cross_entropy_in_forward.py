@@ -145,12 +145,9 @@ def _total_weight(a: Arguments) -> Tensor:
 
 
 def _scale(grad: Tensor, grad_loss: Tensor, backend: str) -> None:
-    """grad *= grad_loss. A GPU's kernel finds out by itself whether there is anything to do: no waiting."""
-    scale = getattr(backends.kernel(backend, OP), "scale", None)
-    if scale is None:
-        if grad_loss.item() != 1.0:
-            grad.mul_(grad_loss)
-    elif torch.ops.aten.is_non_overlapping_and_dense.default(grad):
-        scale(grad.as_strided((grad.numel(),), (1,)), grad_loss)
+    """grad *= grad_loss. The kernel finds out by itself whether there is anything to do: nobody waits."""
+    if torch.ops.aten.is_non_overlapping_and_dense.default(grad):
+        flat = grad.as_strided((grad.numel(),), (1,))
+        backends.kernel(backend, OP).scale(flat, grad_loss)
     else:
         grad.mul_(grad_loss)
