@@ -187,6 +187,7 @@ def refused(path: Path) -> list[str]:
             lambda: l.cross_entropy_backward(
                 scalar, logits, target, None, logits[:, 0], scalar, logits, **loss
             ),
+            lambda: l.cross_entropy_scale(one, scalar),
             lambda: l.affine_grid_sample_forward(x, theta, y, **grid),
             lambda: l.affine_grid_sample_backward(y, x, theta, x, theta, **grid),
             lambda: l.tps_grid_sample_forward(x, spline, controls, y, **grid),
