@@ -15,6 +15,16 @@ struct SampleOptions {
   bool align_corners;
   std::string mode_name, padding_mode_name;
   Pair size;
+
+  SampleOptions(const Library& library, const std::string& mode, const std::string& padding_mode,
+                bool align_corners, Pair size)
+      : library(&library),
+        mode(mode_of(mode)),
+        padding_mode(padding_mode_of(padding_mode)),
+        align_corners(align_corners),
+        mode_name(mode),
+        padding_mode_name(padding_mode),
+        size(size) {}
 };
 
 // `warps` [N, ...]: theta or points.
@@ -30,11 +40,24 @@ bool is_plain_sampling(const Tensor& input, const Tensor& warps, const std::arra
          (padding_mode == "zeros" || padding_mode == "border" || padding_mode == "reflection");
 }
 
+Tensor empty_out(const SampleOptions& o, const Tensor& input, const Tensor& theta) {
+  return at::empty({theta.size(0), input.size(1), o.size[0], o.size[1]}, input.options(),
+                   at::MemoryFormat::Contiguous);
+}
+
+// Those asked for, of the image and of theta.
+variable_list empty_grads(AutogradContext* ctx, const Tensor& input, const Tensor& theta) {
+  auto contiguous = at::MemoryFormat::Contiguous;
+  variable_list grads(2);
+  if (ctx->needs_input_grad(0)) grads[0] = at::empty(input.sizes(), input.options(), contiguous);
+  if (ctx->needs_input_grad(1)) grads[1] = at::empty(theta.sizes(), theta.options(), contiguous);
+  return grads;
+}
+
 // ------------------------------------------------------------------------------ affine_grid_sample
 
 Tensor affine_forward(const SampleOptions& o, const Tensor& input, const Tensor& theta) {
-  Tensor out = at::empty({theta.size(0), input.size(1), o.size[0], o.size[1]}, input.options(),
-                         at::MemoryFormat::Contiguous);
+  Tensor out = empty_out(o, input, theta);
   AffineGridSampleForward p{view(input), view(theta), view(out), o.mode, o.padding_mode, o.align_corners};
   o.library->run("affine_grid_sample_forward", p, input);
   return out;
@@ -52,15 +75,12 @@ struct AffineGridSample : Function<AffineGridSample> {
     const auto& o = kept<SampleOptions>(ctx);
     auto saved = ctx->get_saved_variables();
     const Tensor &input = saved[0], &theta = saved[1];
-    variable_list found(2);
+    variable_list found;
     if (at::GradMode::is_enabled()) {
-      py::gil_scoped_acquire gil;
       found = differentiable("affine_grid_sample", grads[0], input, theta, o.size, o.mode_name,
                              o.padding_mode_name, o.align_corners);
     } else {
-      auto contiguous = at::MemoryFormat::Contiguous;
-      if (ctx->needs_input_grad(0)) found[0] = at::empty(input.sizes(), input.options(), contiguous);
-      if (ctx->needs_input_grad(1)) found[1] = at::empty(theta.sizes(), theta.options(), contiguous);
+      found = empty_grads(ctx, input, theta);
       AffineGridSampleBackward p{view(grads[0]),    view(input), view(theta),    view_if(found[0]),
                                  view_if(found[1]), o.mode,      o.padding_mode, o.align_corners};
       o.library->run("affine_grid_sample_backward", p, input);
@@ -74,8 +94,7 @@ py::object affine_grid_sample(const Library& library, const Tensor& input, const
                               const std::string& padding_mode, bool align_corners) {
   if (!is_plain_sampling(input, theta, {n, c, height, width}, mode, padding_mode)) return py::none();
   if (theta.size(1) != 2 || theta.size(2) != 3) return py::none();
-  SampleOptions o{&library,     mode_of(mode),  padding_mode_of(padding_mode), align_corners, mode,
-                  padding_mode, {height, width}};
+  SampleOptions o(library, mode, padding_mode, align_corners, {height, width});
   const bool save = needs_grad({input, theta});
   Tensor out;
   {
@@ -102,8 +121,7 @@ Tensor grad_points_of(const SplineOptions& o, const Tensor& grad_theta, const Te
 }
 
 Tensor spline_forward(const SplineOptions& o, const Tensor& input, const Tensor& theta) {
-  Tensor out = at::empty({theta.size(0), input.size(1), o.size[0], o.size[1]}, input.options(),
-                         at::MemoryFormat::Contiguous);
+  Tensor out = empty_out(o, input, theta);
   TPSGridSampleForward p{view(input), view(theta),    view(o.controls), view(out),
                          o.mode,      o.padding_mode, o.align_corners};
   o.library->run("tps_grid_sample_forward", p, input);
@@ -123,17 +141,14 @@ struct TPSGridSample : Function<TPSGridSample> {
     const auto& o = kept<SplineOptions>(ctx);
     auto saved = ctx->get_saved_variables();
     const Tensor &input = saved[0], &points = saved[1];
-    variable_list found(2);
+    variable_list found;
     if (at::GradMode::is_enabled()) {
       Tensor theta = coefficients(o, points);  // as a function of points
-      py::gil_scoped_acquire gil;
       found = differentiable("tps_grid_sample", grads[0], input, theta, o.controls, o.size, o.mode_name,
                              o.padding_mode_name, o.align_corners);
     } else {
       const Tensor& theta = saved[2];
-      auto contiguous = at::MemoryFormat::Contiguous;
-      if (ctx->needs_input_grad(0)) found[0] = at::empty(input.sizes(), input.options(), contiguous);
-      if (ctx->needs_input_grad(1)) found[1] = at::empty(theta.sizes(), theta.options(), contiguous);
+      found = empty_grads(ctx, input, theta);
       TPSGridSampleBackward p{view(grads[0]),   view(input),       view(theta),
                               view(o.controls), view_if(found[0]), view_if(found[1]),
                               o.mode,           o.padding_mode,    o.align_corners};
@@ -151,15 +166,7 @@ py::object tps_grid_sample(const Library& library, const Tensor& input, const Te
                            bool align_corners) {
   if (!is_plain_sampling(input, points, {n, c, height, width}, mode, padding_mode)) return py::none();
   if (points.size(1) != controls.size(0) || points.size(2) != 2) return py::none();
-  SplineOptions o{{&library,
-                   mode_of(mode),
-                   padding_mode_of(padding_mode),
-                   align_corners,
-                   mode,
-                   padding_mode,
-                   {height, width}},
-                  controls,
-                  system};
+  SplineOptions o{{library, mode, padding_mode, align_corners, {height, width}}, controls, system};
   const bool save = needs_grad({input, points});
   Tensor out;
   {
