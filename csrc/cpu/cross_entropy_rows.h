@@ -27,6 +27,15 @@ FASTDL_INLINE void for_vectors(int64_t size, const F& f) {
 
 FASTDL_INLINE float add_up(const Vec (&v)[kUnroll]) { return cpu::sum((v[0] + v[1]) + (v[2] + v[3])); }
 
+// NaN classes do not count; NaN if there are no others.
+template <class T>
+FASTDL_INLINE float highest_of(const T* x, int64_t size) {
+  Vec top[kUnroll] = {splat(-kInfinity), splat(-kInfinity), splat(-kInfinity), splat(-kInfinity)};
+  for_vectors(size,
+              [&](int64_t i, int u, int64_t n) { top[u] = cpu::max(load(x + i, n, -kInfinity), top[u]); });
+  return cpu::max(cpu::max(cpu::max(top[0], top[1]), cpu::max(top[2], top[3])));
+}
+
 // a[c .. c + n), 0 beyond; `q` is the row's probabilities.
 template <Share kShare, class T>
 FASTDL_INLINE Vec share_of(const Problem& p, const T* q, int64_t c, int64_t n) {
@@ -64,11 +73,7 @@ RowSums row_sums(const Problem& p, const T* x, const T* q, const T* next) {
     const T* block = x + start;
     const T* ahead = start + size < p.classes ? block + size : next;
 
-    Vec top[kUnroll] = {splat(-kInfinity), splat(-kInfinity), splat(-kInfinity), splat(-kInfinity)};
-    for_vectors(size, [&](int64_t i, int u, int64_t n) {
-      top[u] = cpu::max(load(block + i, n, -kInfinity), top[u]);
-    });
-    const float highest = cpu::max(cpu::max(cpu::max(top[0], top[1]), cpu::max(top[2], top[3])));
+    const float highest = highest_of(block, size);
     const float before = finite(max);
     if (highest > max) max = highest;
     const float shift = finite(max);
@@ -117,11 +122,7 @@ void short_rows_forward(const Problem& p, float* lse, Losses* losses, int64_t be
         continue;
       }
       const T* next = x + (p.inner > 1 ? input.stride[2] : input.stride[0]);
-      Vec top[kUnroll] = {splat(-kInfinity), splat(-kInfinity), splat(-kInfinity), splat(-kInfinity)};
-      for_vectors(p.classes, [&](int64_t c, int u, int64_t n) {
-        top[u] = cpu::max(load(x + c, n, -kInfinity), top[u]);
-      });
-      const float shift = finite(cpu::max(cpu::max(cpu::max(top[0], top[1]), cpu::max(top[2], top[3]))));
+      const float shift = finite(highest_of(x, p.classes));
       Vec s[kUnroll] = {};
       for_vectors(p.classes, [&](int64_t c, int u, int64_t n) {
         __builtin_prefetch(next + c);
