@@ -49,3 +49,12 @@ def refusals(*kinds: type[Exception]) -> Iterator[None]:
         if not str(error).startswith("fastdl."):
             raise
         raise typer.BadParameter(str(error)) from None
+
+
+@contextlib.contextmanager
+def told(option: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Errors of these kinds are the option's, told in a line."""
+    try:
+        yield
+    except kinds as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None

@@ -80,19 +80,15 @@ def bench(
     from ..bench import command
 
     if compare is not None:
-        try:
+        with _common.told("--compare", OSError, b.SchemaError):
             raise typer.Exit(0 if command.compare(*compare, console) else 1)
-        except (OSError, b.SchemaError) as error:
-            raise typer.BadParameter(str(error), param_hint="--compare") from None
     if listing:
         for table in command.listing(torch.device(device)):
             console.print(table)
         return
     if show:
-        try:
+        with _common.told("--show", OSError, b.SchemaError):
             reports = [b.read(path) for path in show]
-        except (OSError, b.SchemaError) as error:
-            raise typer.BadParameter(str(error), param_hint="--show") from None
         for report in reports:
             console.print(command.overview(report["results"]))
             console.print(b.summary(report["results"]))
@@ -127,10 +123,8 @@ def bench(
         seconds,
     )
     if tune:
-        try:
+        with _common.told("--from" if source else "--tune", OSError, b.SchemaError):
             raise typer.Exit(0 if command.tuning(plan, console, json_file, source, output) else 1)
-        except (OSError, b.SchemaError) as error:
-            raise typer.BadParameter(str(error), param_hint="--from" if source else "--tune") from None
     if not list(plan.jobs()):
         words = [("", ops), ("--case", case), ("--direction", direction), ("--layout", layout)]
         asked = [f"{flag} {word!r}".strip() for flag, given in words for word in given or ()]
