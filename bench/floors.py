@@ -11,6 +11,7 @@ ours inside them. Names are of steps.
 
 from __future__ import annotations
 
+import statistics
 import sys
 from collections.abc import Callable
 
@@ -18,6 +19,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from . import conv2d, models, timers
+from .case import Case
 from .peers import EAGER, OURS, ours
 
 LIBRARY = ("aten::mkldnn_convolution", "aten::convolution_backward", "aten::addmm", "aten::mm")
@@ -36,7 +38,7 @@ def share(once: Callable[[], object], names: tuple[str, ...]) -> float:
 def medians(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
     """In milliseconds, taken in turns."""
     samples = timers.interleaved(calls, seconds)
-    return {name: 1e3 * sorted(some)[len(some) // 2] for name, some in samples.items()}
+    return {name: 1e3 * statistics.median(some) for name, some in samples.items()}
 
 
 def node() -> float:
@@ -46,33 +48,30 @@ def node() -> float:
     return medians({"": once}, 0.5)[""]
 
 
-def convolutions() -> None:
-    """Forward calls of torch's own convolutions, with bias and relu by eager and by us, over them alone."""
-    for case in conv2d.cpu():
-        if case.options.get("groups", 1) > 1 or case.name[:3] not in ("1x1", "3x3"):
-            continue
-        tensors = case.draw(torch.device("cpu"), torch.float32)
-        x, weight, bias = tensors.values()
-        window = {name: value for name, value in case.options.items() if name != "activation"}
-        with torch.no_grad():
-            times = medians(
-                {
-                    "alone": lambda: torch.nn.functional.conv2d(x, weight, bias, **window),  # noqa: B023
-                    EAGER: lambda: case.eager(**tensors, **case.options),  # noqa: B023
-                    OURS: lambda: ours(case)(**tensors, **case.options),  # noqa: B023
-                },
-                2.0,
-            )
-        eager, own = times[EAGER] / times["alone"], times[OURS] / times["alone"]
-        print(f"conv2d {case.name}, {case.layout}: {times['alone']:.2f} ms")
-        print(f"    with relu: eager {eager:.2f}, ours {own:.2f}")
+def convolution(case: Case) -> None:
+    """Forward calls of torch's own convolution, with bias and relu by eager and by us, over it alone."""
+    tensors = case.draw(torch.device("cpu"), torch.float32)
+    x, weight, bias = tensors.values()
+    window = {name: value for name, value in case.options.items() if name != "activation"}
+    calls = {
+        "alone": lambda: torch.nn.functional.conv2d(x, weight, bias, **window),
+        EAGER: lambda: case.eager(**tensors, **case.options),
+        OURS: lambda: ours(case)(**tensors, **case.options),
+    }
+    with torch.no_grad():
+        times = medians(calls, 2.0)
+    eager, own = times[EAGER] / times["alone"], times[OURS] / times["alone"]
+    print(f"conv2d {case.name}, {case.layout}: {times['alone']:.2f} ms")
+    print(f"    with relu: eager {eager:.2f}, ours {own:.2f}")
 
 
 def main(names: list[str]) -> None:
     timers.keep_heap()
     if not names:
         print(f"an autograd node that does nothing: {1e3 * node():.1f} us")
-        convolutions()
+        for case in conv2d.cpu():
+            if case.options.get("groups", 1) == 1 and case.name[:3] in ("1x1", "3x3"):
+                convolution(case)
     for step in models.cpu():
         if names and not any(name in step.name for name in names):
             continue
