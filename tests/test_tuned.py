@@ -14,6 +14,7 @@ from tables import BUILT, CPU, LARGE, SMALL, chosen, content, entry, needs_kerne
 import fastdl
 import fastdl.functional as F
 from fastdl import backends, native, tuned
+from fastdl.info import environment
 from fastdl.tuned import Class
 
 #: Max pooling: small images by our kernel, large ones by torch.
@@ -270,7 +271,6 @@ def test_a_broken_table_is_ignored_with_one_warning(folder, what):
 
 
 def test_info_says_which(own):
-    environment = fastdl.info.environment
     assert environment()["tables"]["table (cpu)"].startswith("none")
     path = own(GOOD)
     assert environment()["tables"]["table (cpu)"] == str(path)
