@@ -7,14 +7,18 @@
 #include <c10/core/Allocator.h>
 #include <c10/core/DeviceGuard.h>
 #include <dlfcn.h>
+#include <pybind11/gil_safe_call_once.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/stable/c/shim.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
 #include <array>
+#include <mutex>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "affine_grid_sample.h"
@@ -151,7 +155,9 @@ inline int32_t torch_threads() {
 inline void* current_stream(const c10::Device& device) {
   if (!device.is_cuda()) return nullptr;
   py::gil_scoped_acquire gil;  // autograd's threads come without it
-  auto stream = py::module_::import("torch._C").attr("_cuda_getCurrentRawStream")(device.index());
+  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> ask;
+  auto find = [] { return py::object(py::module_::import("torch._C").attr("_cuda_getCurrentRawStream")); };
+  auto stream = ask.call_once_and_store_result(find).get_stored()(device.index());
   return reinterpret_cast<void*>(stream.cast<uintptr_t>());
 }
 
@@ -218,14 +224,19 @@ class Library {
   }
 
  private:
+  // `name` outlives this.
   template <class Function>
   Function symbol(const char* name) const {
-    void* found = dlsym(handle_, (std::string("fastdl_") + name).c_str());
+    const std::lock_guard lock(mutex_);
+    void*& found = found_[name];
+    if (found == nullptr) found = dlsym(handle_, (std::string("fastdl_") + name).c_str());
     if (found == nullptr) throw std::runtime_error(std::string("fastdl._C: this library has no ") + name);
     return reinterpret_cast<Function>(found);
   }
 
   void* handle_;
+  mutable std::mutex mutex_;
+  mutable std::unordered_map<std::string_view, void*> found_;  // dlsym takes longer than some calls have
 };
 
 }  // namespace fastdl

@@ -99,31 +99,52 @@ struct LossOptions {
   std::string reduction_name;
 };
 
-struct Loss {
-  Tensor loss, lse, total_weight;
+// A tensor with its axes from `axis` on as one, which it need not have; without an op of torch's where there
+// are none or one.
+struct Flat {
+  Tensor tensor;
+  fastdl::Tensor view;
 };
 
-Tensor rows_of(const Tensor& input) { return input.reshape({input.size(0), input.size(1), -1}); }
+Flat flat(const Tensor& t, int64_t axis) {
+  if (t.dim() > axis + 1) {
+    auto shape = t.sizes().slice(0, axis).vec();
+    shape.push_back(-1);
+    return flat(t.reshape(shape), axis);
+  }
+  Flat made{t, view(t)};
+  if (t.dim() == axis) {
+    made.view.dim = static_cast<int32_t>(axis) + 1;
+    made.view.size[axis] = made.view.stride[axis] = 1;
+  }
+  return made;
+}
 
-Loss loss_forward(const LossOptions& o, const Tensor& input, const Tensor& target, const Optional& weight) {
-  Tensor logits = rows_of(input), flat = target.reshape({input.size(0), -1});
+struct Loss {
+  Tensor loss, lse, total_weight;  // the last two for backward alone
+};
+
+Loss loss_forward(const LossOptions& o, const Tensor& input, const Tensor& target, const Optional& weight,
+                  bool save) {
+  const Flat logits = flat(input, 2), classes = flat(target, 1);
+  const bool each = o.reduction == Reduction::kNone;
   auto floats = input.options().dtype(at::kFloat);
-  Loss made{o.reduction == Reduction::kNone ? at::empty(flat.sizes(), input.options())
-                                            : at::empty({}, input.options()),
-            at::empty(flat.sizes(), floats),
-            o.reduction == Reduction::kMean ? at::empty({}, floats) : at::empty({0}, floats)};
-  CrossEntropyForward p{view(logits),    view(flat),        view(weight),
-                        view(made.loss), view(made.lse),    view(made.total_weight),
-                        o.ignore_index,  o.label_smoothing, o.reduction};
+  Loss made{at::empty(each ? target.sizes() : at::IntArrayRef{}, input.options()), Tensor(), Tensor()};
+  if (save) made.lse = at::empty({classes.view.size[0], classes.view.size[1]}, floats);
+  if (save && o.reduction == Reduction::kMean) made.total_weight = at::empty({}, floats);
+  CrossEntropyForward p{logits.view,       classes.view,
+                        view(weight),      each ? flat(made.loss, 1).view : view(made.loss),
+                        view_if(made.lse), view_if(made.total_weight),
+                        o.ignore_index,    o.label_smoothing,
+                        o.reduction};
   o.library->run("cross_entropy_forward", p, input);
-  if (o.reduction == Reduction::kNone) made.loss = made.loss.view(target.sizes());
   return made;
 }
 
 struct CrossEntropy : Function<CrossEntropy> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target,
                         const Optional& weight, LossOptions o) {
-    Loss made = loss_forward(o, input, target, weight);
+    Loss made = loss_forward(o, input, target, weight, true);
     ctx->save_for_backward({input, target, or_undefined(weight), made.lse, made.total_weight});
     keep(ctx, std::move(o));
     return made.loss;
@@ -139,14 +160,14 @@ struct CrossEntropy : Function<CrossEntropy> {
       grad_input = differentiable("cross_entropy", grads[0], input, target, optional(weight), o.ignore_index,
                                   o.reduction_name, o.label_smoothing)[0];
     } else {
-      Tensor logits = rows_of(input), flat = target.reshape({input.size(0), -1});
-      Tensor grad_logits = at::empty_like(logits);
-      Tensor grad_loss = o.reduction == Reduction::kNone ? grads[0].reshape(flat.sizes()) : grads[0];
-      CrossEntropyBackward p{view(grad_loss),   view(logits),   view(flat),        view_if(weight),
-                             view(saved[3]),    view(saved[4]), view(grad_logits), o.ignore_index,
+      const Flat logits = flat(input, 2), classes = flat(target, 1);
+      const Flat grad_loss = flat(grads[0], o.reduction == Reduction::kNone ? 1 : 0);
+      const Flat grad_logits = flat(at::empty_like(logits.tensor), 2);
+      CrossEntropyBackward p{grad_loss.view,    logits.view,       classes.view,     view_if(weight),
+                             view(saved[3]),    view_if(saved[4]), grad_logits.view, o.ignore_index,
                              o.label_smoothing, o.reduction};
       o.library->run("cross_entropy_backward", p, input);
-      grad_input = grad_logits.view_as(input);
+      grad_input = grad_logits.tensor.view_as(input);
     }
     return {grad_input, Tensor(), Tensor(), Tensor()};
   }
@@ -189,7 +210,7 @@ py::object cross_entropy(const Library& library, const Tensor& input, const Tens
   {
     py::gil_scoped_release release;
     loss = save ? CrossEntropy::apply(input, target, weight, std::move(o))
-                : loss_forward(o, input, target, weight).loss;
+                : loss_forward(o, input, target, weight, false).loss;
   }
   return py::cast(loss);
 }

@@ -14,7 +14,8 @@ struct CrossEntropyForward {
   Tensor weight;  // [C] float, contiguous; or absent
   Tensor loss;    // [N, D] or, reduced, []; input's dtype or float32
   Tensor lse;     // [N, D] float32, log(sum(exp(row))); absent: no backward follows
-  Tensor total_weight;  // [] float32, what the mean divides by; written for kMean, no elements else
+  Tensor total_weight;  // [] float32, what the mean divides by; written for kMean; absent or without elements
+                        // where it is not wanted
   int64_t ignore_index;
   double label_smoothing;
   Reduction reduction;

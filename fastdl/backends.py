@@ -275,11 +275,12 @@ def short_way(op: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, A
     """The C++ function that serves a plain call of ``op`` whole, and its library; else (None, None)."""
     if _recorded is not None:  # a call that is looked at goes the long way, which records it
         return None, None
-    return _short_way(op, _forced, device.type, device.index, dtype)
+    return _short_way(op, _forced, device, dtype)
 
 
 @functools.cache
-def _short_way(op: str, forced: str, kind: str, index: int | None, dtype: torch.dtype) -> tuple[Any, Any]:
+def _short_way(op: str, forced: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    kind, index = device.type, device.index  # here, as torch takes its time to say what a type is called
     by_shape = _varies(op, forced, kind, index, dtype)
     if by_shape:
         backend = "cpu" if kind == "cpu" else "cuda"

@@ -102,7 +102,7 @@ const char* forward(const CrossEntropyForward& params, Context* context) {
     weight += sums[chunk].weight;
   }
   if (mean) {
-    *static_cast<float*>(params.total_weight.data) = static_cast<float>(weight);
+    if (params.total_weight) *static_cast<float*>(params.total_weight.data) = static_cast<float>(weight);
     sum = weight == 0.0 ? kNaN
                         : sum / weight;  // NaN over no weight at all, though smoothing gives such rows a loss
   }

@@ -189,7 +189,7 @@ struct Sums {
 struct Losses {
   Tensor loss;          // [N, D] or []
   float* lse;           // [N, D], or nullptr
-  float* total_weight;  // [] for the mean
+  float* total_weight;  // [] for the mean, or none
   bool reduced, mean;
   Sums* partials;     // one per block, where there is more than one
   unsigned* counter;  // 0
@@ -225,7 +225,7 @@ struct Losses {
     }
     if (threadIdx.x != 0) return;
     // NaN over no weight at all, though smoothing gives such rows a loss
-    if (mean) *total_weight = float(sums.weight);
+    if (mean && total_weight != nullptr) *total_weight = float(sums.weight);
     store_any(loss, 0,
               !mean                ? float(sums.loss)
               : sums.weight == 0.0 ? nan()

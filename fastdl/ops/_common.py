@@ -15,6 +15,9 @@ from .. import backends
 #: Where the ops live: ``torch.ops.fastdl``.
 library = torch.library.Library("fastdl", "DEF")
 
+#: Types of tensors that nothing of anybody's looks at.
+PLAIN = (Tensor, torch.nn.Parameter)
+
 
 def register(
     name: str,
@@ -51,7 +54,7 @@ def short_way(op: str, input: Any, *args: Any) -> Any:
     Which is wherever a Triton kernel or the reference serves, something looks at the call, or it is not
     plain: the long way then finds out what is the matter.
     """
-    if torch.compiler.is_compiling() or type(input) not in (Tensor, torch.nn.Parameter):
+    if type(input) not in PLAIN or torch.compiler.is_compiling():
         return None
     call, library = backends.short_way(op, input.device, input.dtype)
     if call is None:

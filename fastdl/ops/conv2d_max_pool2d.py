@@ -15,6 +15,7 @@ from .. import activations, backends, native, reference
 from . import conv2d as _conv2d
 from . import max_pool2d as _max_pool2d
 from ._common import (
+    PLAIN,
     autocast_dtype,
     differentiate,
     is_channels_last,
@@ -87,7 +88,7 @@ def _fused(
     tensors = [x, weight] if bias is None else [x, weight, bias]
     if torch.compiler.is_compiling() or isinstance(padding, str):
         return None
-    if any(type(t) not in (Tensor, torch.nn.Parameter) or t.numel() == 0 for t in tensors):
+    if any(type(t) not in PLAIN or t.numel() == 0 for t in tensors):
         return None
     alike = all(t.dtype == x.dtype and t.device == x.device for t in tensors)
     if not alike or x.dim() != 4 or autocast_dtype(x) is not None or unsupported(*tensors):

@@ -19,6 +19,7 @@ from torch import Tensor
 from .. import backends, reference
 from . import _sampling
 from ._common import (
+    PLAIN,
     check_tensors,
     complaint,
     differentiate,
@@ -77,7 +78,7 @@ def _short_way(input: Any, points: Any, size: Any, controls: Any, *options: Any)
     """A plain call with regular control points."""
     if controls is not None or not isinstance(size, (tuple, list)) or len(size) != 4:
         return None
-    if type(points) not in (Tensor, torch.nn.Parameter) or _traced(points) or points.dim() != 3:
+    if type(points) not in PLAIN or _traced(points) or points.dim() != 3:
         return None
     count = points.shape[1]
     if count > MOST_POINTS or count < 4 or math.isqrt(count) ** 2 != count:
@@ -154,7 +155,7 @@ def _on_a_line(controls: Tensor) -> bool:
 
 def _traced(tensor: Tensor) -> bool:
     """Whether it may stand for others, as under Dynamo, with FakeTensor or make_fx."""
-    plain = type(tensor) in (Tensor, torch.nn.Parameter)
+    plain = type(tensor) in PLAIN
     return torch.compiler.is_compiling() or not plain or torch._C._len_torch_dispatch_stack() > 0
 
 
