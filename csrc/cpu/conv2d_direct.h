@@ -15,6 +15,13 @@ const char* planar_wgrad(const Conv2dBackward&, Context*);
 // conv2d_channels.cpp: out channels_last, no groups.
 const char* channels_forward(const Conv2dForward&, Context*);
 
+// conv2d_pointwise_planar.cpp, conv2d_pointwise_channels.cpp: 1x1 without padding or groups, out contiguous;
+// or x and out channels_last.
+bool pointwise_planar_fits(const Conv2dForward&);
+const char* pointwise_planar_forward(const Conv2dForward&, Context*);
+bool pointwise_channels_fits(const Conv2dForward&);
+const char* pointwise_channels_forward(const Conv2dForward&, Context*);
+
 // conv2d_depthwise_channels.cpp: 3x3, x and out channels_last.
 bool depthwise_channels_fits(const Conv2dForward&);
 const char* depthwise_channels_forward(const Conv2dForward&, Context*);

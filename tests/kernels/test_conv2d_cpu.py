@@ -33,6 +33,13 @@ def library(request):
     return library_of(request.param)
 
 
+def of_avx512():
+    """For what it alone covers."""
+    if "avx512" not in CAPABILITIES:
+        pytest.skip("needs AVX-512")
+    return library_of("avx512")
+
+
 @pytest.fixture
 def threads():
     before = torch.get_num_threads()
@@ -125,6 +132,21 @@ DEPTHWISE_CHANNELS = {
 }
 
 
+# pixels and outputs that end within a tile and on its edge, one and several terms of the sums
+POINTWISE = {
+    "one vector": ((2, 9, 4, 4), 7, 1),
+    "7x7": ((3, 64, 7, 7), 65, 1),
+    "a tile": ((1, 65, 8, 8), 24, 1),
+    "several tiles": ((1, 130, 9, 21), 49, 1),
+    "stride 2": ((2, 70, 15, 17), 50, 2),
+    "stride (1, 3)": ((2, 48, 10, 31), 64, (1, 3)),
+    "one output": ((2, 12, 8, 9), 1, 1),
+    "few images": ((1, 200, 8, 8), 80, 1),
+    "many images": ((100, 50, 8, 8), 51, 1),
+}
+POINTWISE_CHANNELS = {name: case for name, case in POINTWISE.items() if case[0][1] >= 48 and case[1] >= 48}
+
+
 def out_shape(x, weight, options):
     meta = (t.to("meta") for t in (x, weight))
     return F.conv2d(*meta, None, **options).shape
@@ -146,6 +168,59 @@ def test_forward(library, name, layout):
     for values in (bias, None):
         got = direct_forward(library, layout(x), layout(weight), values, options, **act("relu"))
         held(got, lambda *t: F.relu(F.conv2d(*t, **options)), x, weight, values)
+
+
+def one_by_one(case):
+    x_shape, outputs, stride = case
+    return (
+        normal(*x_shape),
+        normal(outputs, x_shape[1], 1, 1, seed=1),
+        normal(outputs, seed=2),
+        window(stride),
+    )
+
+
+@pytest.mark.parametrize("layout", [nchw, misaligned, sliced, channels_last])
+@pytest.mark.parametrize("name", POINTWISE)
+def test_pointwise(library, name, layout):
+    x, weight, bias, options = one_by_one(POINTWISE[name])
+    turned = weight.transpose(0, 1).contiguous().transpose(0, 1)
+    for values, w in ((bias, weight), (None, turned)):
+        got = direct_forward(library, layout(x), w, values, options, **act("relu"))
+        held(got, lambda *t: F.relu(F.conv2d(*t, **options)), x, weight, values)
+    x[0, 0, 1, -2], x[-1, -1, 0, 0] = NAN, INF
+    got = direct_forward(library, layout(x), weight, bias, options, **act("tanh"))
+    held(got, lambda *t: torch.tanh(F.conv2d(*t, **options)), x, weight, bias)
+
+
+@pytest.mark.parametrize("layout", [channels_last, lambda t: channels_last(misaligned(t)), "rows apart"])
+@pytest.mark.parametrize("name", POINTWISE_CHANNELS)
+def test_pointwise_of_channels(name, layout):
+    library = of_avx512()
+    x, weight, bias, options = one_by_one(POINTWISE[name])
+    turned = weight.transpose(0, 1).contiguous().transpose(0, 1)
+    if layout == "rows apart":
+        layout = lambda t: channels_last(F.pad(t, (1, 2, 1, 0), value=NAN))[:, :, 1:, 1:-2]  # noqa: E731
+    for values, w in ((bias, weight), (None, turned)):
+        got = direct_forward(library, layout(x), w, values, options, channels_last, **act("relu"))
+        held(got, lambda *t: F.relu(F.conv2d(*t, **options)), x, weight, values)
+    x[0, 0, 1, -2], x[-1, -1, 0, 0] = NAN, INF
+    got = direct_forward(library, layout(x), weight, bias, options, channels_last, **act("tanh"))
+    held(got, lambda *t: torch.tanh(F.conv2d(*t, **options)), x, weight, bias)
+
+
+@pytest.mark.parametrize("name", ["one vector", "7x7", "a tile", "several tiles", "many images"])
+def test_pointwise_input_gradient(library, name):
+    x, weight, _, options = one_by_one(POINTWISE[name])
+    grad_out = normal(*out_shape(x, weight, options), seed=3)
+    function = lambda x, w, g: torch.nn.grad.conv2d_input(x.shape, w, g, **options)  # noqa: E731
+    for layout in (nchw, sliced):
+        grad_x = unwritten(x.shape)
+        if not library.conv2d_backward_covers(layout(grad_out), x, weight, grad_x, None, **options):
+            assert weight.shape[0] <= 8  # planes of few channels have rules of their own
+            continue
+        library.conv2d_backward(layout(grad_out), x, weight, grad_x, None, **options)
+        held(grad_x, function, x, weight, grad_out)
 
 
 CHANNELS = {
@@ -358,17 +433,27 @@ def test_what_is_not_covered(library):
     assert not covered((1, 6, 12, 12), (16, 6, 5, 5), window())
     assert not covered((1, 40, 7, 7), (40, 1, 3, 3), window(padding=1, groups=40))
     assert not covered((1, 40, 28, 28), (40, 1, 5, 5), window(padding=2, groups=40), channels_last)
+    assert covered((1, 64, 8, 8), (64, 64, 1, 1), window())
+    assert not covered((1, 64, 3, 3), (64, 64, 1, 1), window())
+    assert not covered((1, 256, 4, 4), (256, 256, 1, 1), window())
+    assert not covered((1, 64, 8, 8), (64, 64, 1, 1), window(padding=1))
+    assert not covered((1, 64, 8, 8), (64, 32, 1, 1), window(groups=2))
+    assert not covered((9, 64, 28, 28), (64, 64, 1, 1), window(), channels_last)  # without an activation
 
 
 @pytest.mark.parametrize("layout", [nchw, channels_last])
-@pytest.mark.parametrize("name", ["lenet", "vgg", "depthwise 3x3"])
+@pytest.mark.parametrize("name", ["lenet", "vgg", "depthwise 3x3", "few images"])
 def test_any_number_of_threads_gives_the_same_forward(library, threads, name, layout):
-    x_shape, weight_shape, options = DIRECT[name]
-    x, weight = layout(normal(32, *x_shape[1:])), normal(*weight_shape, seed=1)
+    if name in POINTWISE:
+        x, weight, _, options = one_by_one(POINTWISE[name])
+        library = of_avx512() if layout is channels_last else library
+    else:
+        x_shape, weight_shape, options = DIRECT[name]
+        x, weight = normal(32, *x_shape[1:]), normal(*weight_shape, seed=1)
     found = []
     for number in (1, 2, 3):
         threads(number)
-        found.append(direct_forward(library, x, weight, None, options, layout))
+        found.append(direct_forward(library, layout(x), weight, None, options, layout, **act("relu")))
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
