@@ -22,6 +22,10 @@ const char* pointwise_planar_forward(const Conv2dForward&, Context*);
 bool pointwise_channels_fits(const Conv2dForward&);
 const char* pointwise_channels_forward(const Conv2dForward&, Context*);
 
+// conv2d_pointwise_wgrad.cpp: 1x1 without padding or groups, grad_out contiguous or channels_last.
+bool pointwise_wgrad_fits(const Conv2dBackward&);
+const char* pointwise_wgrad(const Conv2dBackward&, Context*);
+
 // conv2d_depthwise_channels.cpp: 3x3, x and out channels_last.
 bool depthwise_channels_fits(const Conv2dForward&);
 const char* depthwise_channels_forward(const Conv2dForward&, Context*);

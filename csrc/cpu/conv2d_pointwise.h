@@ -50,16 +50,18 @@ inline bool is_pointwise(const Problem& p) {
   return p.groups == 1 && p.kernel[0] == 1 && p.kernel[1] == 1 && p.padding[0] == 0 && p.padding[1] == 0;
 }
 
-// Where pixel `i` of an image's outputs is in the input.
+// Where pixel i of an image's outputs is in memory, a row being `width` of them.
 struct Pixels {
-  Pixels(const Tensor& x, const Problem& p)
-      : width(p.out_size[1]), row(p.stride[0] * x.stride[2]), column(p.stride[1] * x.stride[3]) {}
   int64_t at(int64_t i) const { return i / width * row + i % width * column; }
-  // Whether they are `step` apart, all of them.
-  bool even(int64_t step, int64_t rows) const {
-    return (width == 1 || column == step) && (rows == 1 || row == width * step);
+  // From each to the next; 0 if that varies.
+  int64_t step(int64_t rows) const {
+    if (width == 1) return row;
+    return rows == 1 || row == width * column ? column : 0;
   }
   int64_t width, row, column;
 };
+inline Pixels pixels_of(const Tensor& x, const Problem& p) {
+  return {p.out_size[1], p.stride[0] * x.stride[2], p.stride[1] * x.stride[3]};
+}
 
 }  // namespace fastdl::cpu

@@ -17,8 +17,8 @@ struct PointwiseChannels {
         panels(Parts::of(problem.images * plane, 1, kPanelPixels)),
         blocks(Parts::of(outputs, kWidth, Product::kVectors)),
         slices(blocks.count, 1, slices_for(context, panels.count)),
-        pixels(p.x, problem),
-        side_by_side(pixels.even(channels, problem.out_size[0]) &&
+        pixels(pixels_of(p.x, problem)),
+        side_by_side((pixels.step(problem.out_size[0]) == channels || plane == 1) &&
                      (problem.images == 1 || p.x.stride[0] == plane * channels)) {
     const int64_t columns = blocks.units * kWidth;
     const int64_t copies = side_by_side ? 0 : context->num_threads * kPanelPixels * channels;
@@ -69,9 +69,9 @@ struct PointwiseChannels {
     float* out = static_cast<float*>(p.out.data) + first * outputs;
     for (int64_t block = slices.begin(slice); block < slices.begin(slice + 1); ++block) {
       const int64_t k = blocks.begin(block);
-      product<false>({x, channels, 1, weights + k * channels, pitch_of(block), channels, biases + k,
-                      floor_of(activation), out + k, outputs, blocks.length(block)},
-                     n);
+      product<Plus::kColumn>({x, channels, 1, weights + k * channels, pitch_of(block), channels, biases + k,
+                              floor_of(activation), out + k, outputs, blocks.length(block)},
+                             n);
       for (int64_t i = 0; i < n; ++i) {
         activate_behind_floor(activation, p.convolution.activation_param, out + i * outputs + k,
                               blocks.length(block));

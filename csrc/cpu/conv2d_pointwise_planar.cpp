@@ -16,8 +16,8 @@ struct PointwisePlanar {
         plane(problem.out_size[0] * problem.out_size[1]),
         panels(Parts::of(plane, kWidth, Product::kVectors)),
         slices(outputs, kLeastOutputs, slices_for(context, problem.images * panels.count)),
-        pixels(p.x, problem),
-        side_by_side(pixels.even(1, problem.out_size[0])) {
+        pixels(pixels_of(p.x, problem)),
+        side_by_side(pixels.step(problem.out_size[0]) == 1 || plane == 1) {
     const bool dense = p.weight.stride[1] == 1 || channels == 1;
     const int64_t copied = dense ? 0 : outputs * channels;
     scratch = static_cast<float*>(
@@ -68,9 +68,9 @@ struct PointwisePlanar {
     side_by_side ? copy_vectors(from + first, n, copy) : copy_pixels(from, first, n, pitch, copy);
     float* out = static_cast<float*>(p.out.data) + (image * outputs + k) * plane + first;
     const Activation activation = p.convolution.activation;
-    product<true>({weights + k * weights_row, weights_row, 1, copy, pitch, channels, biases + k,
-                   floor_of(activation), out, plane, n},
-                  slices.length(slice));
+    product<Plus::kRow>({weights + k * weights_row, weights_row, 1, copy, pitch, channels, biases + k,
+                         floor_of(activation), out, plane, n},
+                        slices.length(slice));
     for (int64_t i = 0; i < slices.length(slice); ++i) {
       activate_behind_floor(activation, p.convolution.activation_param, out + i * plane, n);
     }

@@ -6,14 +6,17 @@
 
 namespace fastdl::cpu {
 
-// out[r * out_row + i] = max(floor, bias + sum over d of a[r * a_row + d * a_depth] * b[d * b_pitch + i])
+// What is added to the sums: a bias per row or per column, or what out holds.
+enum class Plus { kRow, kColumn, kOut };
+
+// out[r * out_row + i] = max(floor, plus + sum over d of a[r * a_row + d * a_depth] * b[d * b_pitch + i])
 struct Product {
   const float* a;
   int64_t a_row, a_depth;
   const float* b;  // whole vectors of each d are read
   int64_t b_pitch;
   int64_t depth;
-  const float* bias;  // per row or per column, in whole vectors; never nullptr
+  const float* bias;  // for columns in whole vectors
   float floor;
   float* out;
   int64_t out_row;
@@ -27,14 +30,17 @@ struct Product {
 #endif
 };
 
-template <bool kBiasOfRows, int ROWS, int VECTORS>
+template <Plus kPlus, int ROWS, int VECTORS>
 void product_tile(const Product& p) {
   Vec acc[ROWS][VECTORS];
   FASTDL_UNROLL
   for (int r = 0; r < ROWS; ++r) {
     FASTDL_UNROLL
-    for (int v = 0; v < VECTORS; ++v)
-      acc[r][v] = kBiasOfRows ? broadcast(p.bias[r]) : load(p.bias + v * kWidth);
+    for (int v = 0; v < VECTORS; ++v) {
+      acc[r][v] = kPlus == Plus::kRow      ? broadcast(p.bias[r])
+                  : kPlus == Plus::kColumn ? load(p.bias + v * kWidth)
+                                           : Vec{};
+    }
   }
   float total[ROWS * VECTORS * kWidth];  // of what went before, where it is that deep
   const float *a = p.a, *b = p.b;
@@ -65,39 +71,41 @@ void product_tile(const Product& p) {
     FASTDL_UNROLL
     for (int v = 0; v < VECTORS; ++v) {
       if (p.depth > Product::kSummed) acc[r][v] += load(total + (r * VECTORS + v) * kWidth);
-      store(p.out + r * p.out_row + v * kWidth, max(broadcast(p.floor), acc[r][v]), p.columns - v * kWidth);
+      float* out = p.out + r * p.out_row + v * kWidth;
+      const int64_t n = p.columns - v * kWidth;
+      if (kPlus == Plus::kOut) acc[r][v] += load(out, n);
+      store(out, max(broadcast(p.floor), acc[r][v]), n);
     }
   }
 }
 
 // The same for any number of rows, in tiles of nearly one size; at most kVectors vectors of columns.
-template <bool kBiasOfRows, int VECTORS>
+template <Plus kPlus, int VECTORS>
 void product_rows(Product p, int64_t rows) {
   using Tile = void (*)(const Product&);
   static constexpr Tile kTiles[Product::kRows] = {
-      product_tile<kBiasOfRows, 1, VECTORS>, product_tile<kBiasOfRows, 2, VECTORS>,
-      product_tile<kBiasOfRows, 3, VECTORS>, product_tile<kBiasOfRows, 4, VECTORS>,
-      product_tile<kBiasOfRows, 5, VECTORS>, product_tile<kBiasOfRows, 6, VECTORS>,
+      product_tile<kPlus, 1, VECTORS>, product_tile<kPlus, 2, VECTORS>, product_tile<kPlus, 3, VECTORS>,
+      product_tile<kPlus, 4, VECTORS>, product_tile<kPlus, 5, VECTORS>, product_tile<kPlus, 6, VECTORS>,
   };
   for (int64_t tiles = (rows + Product::kRows - 1) / Product::kRows; tiles > 0; --tiles) {
     const int64_t n = (rows + tiles - 1) / tiles;
     kTiles[n - 1](p);
     p.a += n * p.a_row;
     p.out += n * p.out_row;
-    if (kBiasOfRows) p.bias += n;
+    if (kPlus == Plus::kRow) p.bias += n;
     rows -= n;
   }
 }
 
-template <bool kBiasOfRows>
+template <Plus kPlus>
 void product(const Product& p, int64_t rows) {
   using Rows = void (*)(Product, int64_t);
   static constexpr Rows kRows[Product::kVectors] = {
-      product_rows<kBiasOfRows, 1>,
-      product_rows<kBiasOfRows, 2>,
+      product_rows<kPlus, 1>,
+      product_rows<kPlus, 2>,
 #if defined(__AVX512F__)
-      product_rows<kBiasOfRows, 3>,
-      product_rows<kBiasOfRows, 4>,
+      product_rows<kPlus, 3>,
+      product_rows<kPlus, 4>,
 #endif
   };
   kRows[(p.columns + kWidth - 1) / kWidth - 1](p, rows);

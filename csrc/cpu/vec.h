@@ -241,7 +241,7 @@ FASTDL_INLINE Wide wide_splat(double x) { return {DVec{} + x, DVec{} + x}; }
 
 FASTDL_INLINE Wide load(const double* p) {
   Wide v;
-  std::memcpy(&v, p, sizeof v);
+  std::memcpy(static_cast<void*>(&v), p, sizeof v);
   return v;
 }
 FASTDL_INLINE void store(double* p, const Wide& v) { std::memcpy(p, &v, sizeof v); }

@@ -143,6 +143,7 @@ POINTWISE = {
     "one output": ((2, 12, 8, 9), 1, 1),
     "few images": ((1, 200, 8, 8), 80, 1),
     "many images": ((100, 50, 8, 8), 51, 1),
+    "many pixels": ((1, 30, 23, 30), 33, 1),
 }
 POINTWISE_CHANNELS = {name: case for name, case in POINTWISE.items() if case[0][1] >= 48 and case[1] >= 48}
 
@@ -221,6 +222,22 @@ def test_pointwise_input_gradient(library, name):
             continue
         library.conv2d_backward(layout(grad_out), x, weight, grad_x, None, **options)
         held(grad_x, function, x, weight, grad_out)
+
+
+@pytest.mark.parametrize("layout", [nchw, misaligned, sliced, channels_last])
+@pytest.mark.parametrize("name", POINTWISE)
+def test_pointwise_weight_gradient(library, name, layout):
+    x, weight, _, options = one_by_one(POINTWISE[name])
+    grad_out = normal(*out_shape(x, weight, options), seed=3)
+    function = lambda x, w, g: torch.nn.grad.conv2d_weight(x, w.shape, g, **options)  # noqa: E731
+    for turn in (lambda t: t, lambda t: t.transpose(0, 1)):
+        grad_weight = unwritten(turn(weight).shape)
+        assert library.conv2d_backward_covers(grad_out, layout(x), weight, None, turn(grad_weight), **options)
+        library.conv2d_backward(grad_out, layout(x), weight, None, turn(grad_weight), **options)
+        held(turn(grad_weight), function, x, weight, grad_out)
+    grad_out[0, 0, 1, 0], grad_out[-1, -1, 0, 0], x[-1, 2, -1, -1] = NAN, INF, NAN
+    library.conv2d_backward(grad_out, layout(x), weight, None, turn(grad_weight), **options)
+    held(turn(grad_weight), function, x, weight, grad_out)
 
 
 CHANNELS = {
