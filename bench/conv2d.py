@@ -81,7 +81,7 @@ def cpu() -> Iterator[Case]:
             "3x3 64->64 @56", (8, 64, 56, 56), 64, 3, {"forward": even, "both": even}, padding=1, **at
         )
         yield layer("3x3 256->256 @14", (8, 256, 14, 14), 256, 3, {"forward": even}, padding=1, **at)
-        yield layer("1x1 64->256 @56", (8, 64, 56, 56), 256, 1, {"forward": even}, **at)
+        yield layer("1x1 64->256 @56", (8, 64, 56, 56), 256, 1, {"forward": even, "both": even}, **at)
         yield layer("VGG first 3->64 @224", (4, 3, 224, 224), 64, 3, {"forward": half}, padding=1, **at)
         yield layer("ResNet stem", (4, 3, 224, 224), 64, 7, {"forward": even}, stride=2, padding=3, **at)
         yield layer("depthwise 3x3 144 @56", (8, 144, 56, 56), 144, 3, {"forward": half, "both": even},
