@@ -1,4 +1,4 @@
-// What the two kernels for 1x1 convolutions share: how a range is cut into parts and the parts are spread.
+// What the kernels for 1x1 convolutions share: how a range is cut into parts and the parts are spread.
 #pragma once
 
 #include "conv2d_direct.h"
