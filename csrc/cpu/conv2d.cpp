@@ -45,6 +45,10 @@ bool channels_covers(const Conv2dForward& p) {
   return problem.groups == 1 && is_interleaved(p.out) && problem.channels <= 4 && problem.taps() <= kMostTaps;
 }
 
+bool is_pointwise(const Problem& p) {
+  return p.groups == 1 && p.kernel[0] == 1 && p.kernel[1] == 1 && p.padding[0] == 0 && p.padding[1] == 0;
+}
+
 // oneDNN's times over ours, relu behind it, AMD Zen 5, two threads (AVX2 in brackets). In planes: 64 -> 256
 // of 56x56 2.1, back 1.9; 128 -> 512 of 28x28 1.4, 1.2; 256 -> 1024 of 14x14 1.2; 512 -> 128 of 8x8 1.3
 // (1.1), of 7x7 1.0 (0.9); of 4x4 64 -> 64 2.0 (1.7), 512 -> 512 0.8; 16 -> 16 1.5 to 6 (0.9 to 5). In
@@ -52,14 +56,15 @@ bool channels_covers(const Conv2dForward& p) {
 // relu 0.9 to 1.1; 16 -> 16 of 32x32 0.7; 512 -> 128 of 8 images of 14x14 0.9 (0.7).
 bool pointwise_covers(const Conv2dForward& p) {
   const Problem problem(p.x, p.weight, p.convolution);
+  if (!is_pointwise(problem)) return false;
   const int64_t pixels = problem.out_size[0] * problem.out_size[1];
   const int64_t weights = problem.channels * problem.outputs;
-  if (pointwise_planar_fits(p)) {
+  if (is_planar(p.out)) {
     return problem.channels > kMostChannels &&
            (pixels >= (kWidth == 16 ? 49 : 64) || (pixels >= 16 && weights <= 1 << 13));
   }
-  return kWidth == 16 && pointwise_channels_fits(p) && p.convolution.activation != Activation::kNone &&
-         problem.channels >= 48 && problem.outputs >= 48 &&
+  return kWidth == 16 && is_interleaved(p.out) && p.x.stride[1] == 1 &&
+         p.convolution.activation != Activation::kNone && problem.channels >= 48 && problem.outputs >= 48 &&
          (weights <= 1 << 14 || problem.images * pixels >= 4096);
 }
 
@@ -91,7 +96,8 @@ bool input_gradient_covers(const Conv2dBackward& p) {
   if (problem.stride[0] > 1 || problem.stride[1] > 1) return false;
   const Conv2dForward f = transposed(p);
   if (f.convolution.padding[0] < 0 || f.convolution.padding[1] < 0) return false;
-  if (problem.outputs == 1 || pointwise_covers(f)) return fastdl_conv2d_forward_covers(&f);
+  if (pointwise_covers(f)) return true;
+  if (problem.outputs == 1) return fastdl_conv2d_forward_covers(&f);
   return is_planar(p.grad_x) && problem.channels <= kMostChannels && problem.size[1] >= 10;
 }
 
@@ -99,8 +105,8 @@ bool input_gradient_covers(const Conv2dBackward& p) {
 // 16 of 32x32 1.4, 128 -> 512 of 28x28 1.2, 64 -> 64 of 8x8 1.5, of 4x4 2.2, 512 -> 512 of 4x4 0.8, 256 ->
 // 1024 of 14x14 1.0; in channels_last 0.6 to 1.2.
 bool pointwise_wgrad_covers(const Conv2dBackward& p) {
-  if (!pointwise_wgrad_fits(p) || !is_planar(p.grad_out)) return false;
   const Problem problem(p.x, p.weight, p.convolution);
+  if (!is_pointwise(problem) || !is_planar(p.grad_out)) return false;
   const int64_t pixels = problem.out_size[0] * problem.out_size[1];
   const int64_t weights = problem.channels * problem.outputs;
   return problem.channels > kMostChannels &&

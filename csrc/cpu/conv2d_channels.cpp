@@ -9,6 +9,7 @@
 #include "conv2d_direct.h"
 #include "conv2d_pack.h"
 #include "parallel.h"
+#include "parts.h"
 
 namespace fastdl::cpu {
 namespace {
@@ -22,10 +23,6 @@ constexpr int kMostVectors = 4, kAccumulators = 24;
 #else
 constexpr int kMostVectors = 2, kAccumulators = 12;
 #endif
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // PIXELS outputs of a row, `step` apart in x and `pitch` in out: the first n of VECTORS vectors of channels.
 template <int VECTORS, int PIXELS>
@@ -144,12 +141,10 @@ struct Channels {
 
   void run(Context* context) const {
     const int64_t items = problem.images * bands, rows = problem.out_size[0];
-    parallel(context, threads, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t thread = begin; thread < end; ++thread) {
-        for (int64_t item = items * thread / threads; item < items * (thread + 1) / threads; ++item) {
-          compute(item / bands, rows * (item % bands) / bands, rows * (item % bands + 1) / bands,
-                  scratch + thread * packed_size);
-        }
+    share_out(context, items, threads, [&](int64_t begin, int64_t end, int64_t thread) {
+      for (int64_t item = begin; item < end; ++item) {
+        compute(item / bands, rows * (item % bands) / bands, rows * (item % bands + 1) / bands,
+                scratch + thread * packed_size);
       }
     });
   }

@@ -24,13 +24,11 @@ struct DepthwiseGradient {
   }
 
   void run(Context* context) const {
-    parallel(context, threads, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t thread = begin; thread < end; ++thread) {
-        float* own = sums + thread * kTaps * pitch;
-        for (int64_t i = 0; i < kTaps * pitch; i += kWidth) store(own + i, Vec{});
-        for (int64_t row = rows * thread / threads; row < rows * (thread + 1) / threads; ++row) {
-          problem.stride[0] == 1 ? add<1>(row, own) : add<2>(row, own);
-        }
+    share_out(context, rows, threads, [&](int64_t begin, int64_t end, int64_t thread) {
+      float* own = sums + thread * kTaps * pitch;
+      for (int64_t i = 0; i < kTaps * pitch; i += kWidth) store(own + i, Vec{});
+      for (int64_t row = begin; row < end; ++row) {
+        problem.stride[0] == 1 ? add<1>(row, own) : add<2>(row, own);
       }
     });
     const Tensor& to = p.grad_weight;

@@ -17,13 +17,10 @@ const char* channels_forward(const Conv2dForward&, Context*);
 
 // conv2d_pointwise_planar.cpp, conv2d_pointwise_channels.cpp: 1x1 without padding or groups, out contiguous;
 // or x and out channels_last.
-bool pointwise_planar_fits(const Conv2dForward&);
 const char* pointwise_planar_forward(const Conv2dForward&, Context*);
-bool pointwise_channels_fits(const Conv2dForward&);
 const char* pointwise_channels_forward(const Conv2dForward&, Context*);
 
 // conv2d_pointwise_wgrad.cpp: 1x1 without padding or groups, grad_out contiguous or channels_last.
-bool pointwise_wgrad_fits(const Conv2dBackward&);
 const char* pointwise_wgrad(const Conv2dBackward&, Context*);
 
 // conv2d_depthwise_channels.cpp: 3x3, x and out channels_last.

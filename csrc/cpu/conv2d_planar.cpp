@@ -9,6 +9,7 @@
 #include "conv2d_pack.h"
 #include "conv2d_planar_few.h"
 #include "parallel.h"
+#include "parts.h"
 
 namespace fastdl::cpu {
 namespace {
@@ -17,18 +18,6 @@ constexpr int64_t kBandFloats = 32 << 10;   // packed input of a band: in the se
 constexpr int64_t kBufferFloats = 4 << 10;  // results of a block of channels: in the first
 constexpr int64_t kBufferCost = 4;          // of a number that goes through the buffer, in products
 constexpr int64_t kGrain = 1 << 18;         // products worth a thread
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
-// Output channels of a group in blocks of nearly one size, at most `most`.
-struct Blocks {
-  Blocks(int64_t outputs, int64_t most) : outputs(outputs), count(ceil_div(outputs, most)) {}
-  int64_t first(int64_t b) const { return outputs * b / count; }
-  int64_t size(int64_t b) const { return first(b + 1) - first(b); }
-  int64_t outputs, count;
-};
 
 struct Planar {
   // out and, with a pool, offsets (or nullptr): [N, K, rows, width], contiguous.
@@ -43,7 +32,7 @@ struct Planar {
         problem(x, weight, convolution),
         cells(pool ? 2 : 1),
         rows(problem.out_size[0] / cells),
-        blocks(problem.outputs, pool ? kPoolChannels : kTileChannels),
+        blocks(Parts::of(problem.outputs, 1, pool ? kPoolChannels : kTileChannels)),
         packing(problem, cells, band_rows(context)),
         width(packing.width),
         bands(ceil_div(rows, packing.rows)),
@@ -110,7 +99,7 @@ struct Planar {
           const int64_t s = t % problem.kernel[1], r = t / problem.kernel[1] % problem.kernel[0];
           const int64_t c = t / (problem.kernel[1] * problem.kernel[0]);
           const int64_t tap = c * weight.stride[1] + r * weight.stride[2] + s * weight.stride[3];
-          for (int64_t k = blocks.first(b); k < blocks.first(b + 1); ++k) {
+          for (int64_t k = blocks.begin(b); k < blocks.begin(b + 1); ++k) {
             *to++ = from[(g * problem.outputs + k) * weight.stride[0] + tap];
           }
         }
@@ -122,14 +111,11 @@ struct Planar {
   }
 
   void run(Context* context) const {
-    parallel(context, threads, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t thread = begin; thread < end; ++thread) {
-        for (int64_t item = items * thread / threads; item < items * (thread + 1) / threads; ++item) {
-          const int64_t band = item % bands, group = item / bands % problem.groups;
-          const int64_t image = item / (bands * problem.groups);
-          compute(image, group, rows * band / bands, rows * (band + 1) / bands,
-                  scratch + thread * per_thread);
-        }
+    share_out(context, items, threads, [&](int64_t first, int64_t last, int64_t thread) {
+      for (int64_t item = first; item < last; ++item) {
+        const int64_t band = item % bands, group = item / bands % problem.groups;
+        const int64_t image = item / (bands * problem.groups);
+        compute(image, group, rows * band / bands, rows * (band + 1) / bands, scratch + thread * per_thread);
       }
     });
   }
@@ -141,7 +127,7 @@ struct Planar {
     int32_t* winner =
         pool ? reinterpret_cast<int32_t*>(buffer + (per_thread - packing.floats()) / 2) : nullptr;
     for (int64_t b = 0; b < blocks.count; ++b) {
-      const int64_t channel = group * problem.outputs + blocks.first(b), size = blocks.size(b);
+      const int64_t channel = group * problem.outputs + blocks.begin(b), size = blocks.length(b);
       const float *weight = weights + channel * taps, *bias = biases + channel;
       for (int64_t y = begin; y < end; y += chunk_rows) {
         const int64_t count = least(end - y, chunk_rows), n = (count - 1) * packing.pitch + width;
@@ -190,7 +176,7 @@ struct Planar {
   const bool pool;
   const Problem problem;
   const int64_t cells, rows;
-  const Blocks blocks;
+  const Parts blocks;  // output channels of a group
   const Packing packing;
   const int64_t width, bands, items, taps;
   const DepthwiseRows depthwise;

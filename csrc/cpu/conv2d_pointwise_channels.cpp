@@ -35,7 +35,7 @@ struct PointwiseChannels {
   }
 
   // Vectors of a block, where the last one ends with zeros.
-  int64_t pitch_of(int64_t block) const { return (blocks.length(block) + kWidth - 1) / kWidth * kWidth; }
+  int64_t pitch_of(int64_t block) const { return round_up(blocks.length(block), kWidth); }
 
   // To [C, outputs of the block].
   void copy_weights(int64_t block) const {
@@ -89,11 +89,6 @@ struct PointwiseChannels {
 };
 
 }  // namespace
-
-bool pointwise_channels_fits(const Conv2dForward& p) {
-  const Problem problem(p.x, p.weight, p.convolution);
-  return is_pointwise(problem) && is_interleaved(p.out) && p.x.stride[1] == 1;
-}
 
 const char* pointwise_channels_forward(const Conv2dForward& p, Context* context) {
   const PointwiseChannels pointwise(p, context);

@@ -39,10 +39,10 @@ struct PointwisePlanar {
     constexpr int64_t kLine = 16;
     const Tensor& w = p.weight;
     const float* from = weights;
-    parallel(context, (channels + kLine - 1) / kLine, 1 + (1 << 16) / (outputs * kLine),
+    parallel(context, ceil_div(channels, kLine), 1 + (1 << 16) / (outputs * kLine),
              [&](int64_t begin, int64_t end) {
                for (int64_t line = begin; line < end; ++line) {
-                 const int64_t last = (line + 1) * kLine < channels ? (line + 1) * kLine : channels;
+                 const int64_t last = least(channels, (line + 1) * kLine);
                  for (int64_t k = 0; k < outputs; ++k) {
                    for (int64_t c = line * kLine; c < last; ++c)
                      to[k * channels + c] = from[k * w.stride[0] + c * w.stride[1]];
@@ -63,7 +63,7 @@ struct PointwisePlanar {
 
   void compute(int64_t image, int64_t panel, int64_t slice, float* copy) const {
     const int64_t first = panels.begin(panel), n = panels.length(panel), k = slices.begin(slice);
-    const int64_t pitch = (n + kWidth - 1) / kWidth * kWidth;
+    const int64_t pitch = round_up(n, kWidth);
     const float* from = static_cast<const float*>(p.x.data) + image * p.x.stride[0];
     side_by_side ? copy_vectors(from + first, n, copy) : copy_pixels(from, first, n, pitch, copy);
     float* out = static_cast<float*>(p.out.data) + (image * outputs + k) * plane + first;
@@ -105,11 +105,6 @@ struct PointwisePlanar {
 };
 
 }  // namespace
-
-bool pointwise_planar_fits(const Conv2dForward& p) {
-  const Problem problem(p.x, p.weight, p.convolution);
-  return is_pointwise(problem) && is_planar(p.out);
-}
 
 const char* pointwise_planar_forward(const Conv2dForward& p, Context* context) {
   const PointwisePlanar pointwise(p, context);

@@ -44,10 +44,10 @@ struct PointwiseGradient {
         slices(rows.channels, Product::kRows, slices_for(context, partials.count)) {
     const int64_t floats = partials.count * size + context->num_threads * kCopyFloats;
     sums = static_cast<float*>(context->allocate(context, 4 * floats));
+    if (sums == nullptr) return;
     scratch = sums + partials.count * size;
   }
   static constexpr int64_t kCopyFloats = kDepth * Product::kVectors * kWidth;
-  static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
   void run(const Context* context) const {
     each_part(context, partials.count, slices.count, problem.images * plane * size,
@@ -70,7 +70,7 @@ struct PointwiseGradient {
       const float* row = rows.image(image) + r * rows.channel_step + first * rows.step;
       for (int64_t block = 0; block < blocks.count; ++block) {
         const int64_t c = blocks.begin(block), width = blocks.length(block);
-        const int64_t pitch = (width + kWidth - 1) / kWidth * kWidth;
+        const int64_t pitch = round_up(width, kWidth);
         copy_block(columns.image(image) + c * columns.channel_step, first, depth, width, pitch, copy);
         product<Plus::kOut>({row, rows.channel_step, rows.step, copy, pitch, depth, nullptr,
                              -__builtin_inff(), own + c, columns.channels, width},
@@ -128,11 +128,6 @@ struct PointwiseGradient {
 };
 
 }  // namespace
-
-bool pointwise_wgrad_fits(const Conv2dBackward& p) {
-  const Problem problem(p.x, p.weight, p.convolution);
-  return is_pointwise(problem) && (is_planar(p.grad_out) || is_interleaved(p.grad_out));
-}
 
 const char* pointwise_wgrad(const Conv2dBackward& p, Context* context) {
   const PointwiseGradient gradient(p, context);

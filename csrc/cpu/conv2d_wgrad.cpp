@@ -8,6 +8,7 @@
 #include "conv2d_direct.h"
 #include "conv2d_pack.h"
 #include "parallel.h"
+#include "parts.h"
 
 namespace fastdl::cpu {
 namespace {
@@ -21,10 +22,6 @@ constexpr int kTileOutputs = 4, kTileTaps = 6, kTileTapsOfOne = 13;
 #else
 constexpr int kTileOutputs = 3, kTileTaps = 4, kTileTapsOfOne = 9;
 #endif
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // One tile's part of a band: KB channels, `grad_plane` apart, with rows of `width` pixels next to each other.
 struct Band {
@@ -129,16 +126,14 @@ struct WeightGradient {
   }
 
   void run(Context* context) const {
-    parallel(context, threads, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t thread = begin; thread < end; ++thread) {
-        float *packed = scratch + thread * per_thread, *sums = packed + packing.floats();
-        for (int64_t i = 0; i < sums_size; i += kWidth) store(sums + i, Vec{});
-        for (int64_t item = items * thread / threads; item < items * (thread + 1) / threads; ++item) {
-          const int64_t band = item % bands, group = item / bands % problem.groups;
-          const int64_t rows = problem.out_size[0], first = rows * band / bands;
-          add(item / (bands * problem.groups), group, first, rows * (band + 1) / bands - first, packed,
-              sums + group * outputs * taps * kWidth);
-        }
+    share_out(context, items, threads, [&](int64_t begin, int64_t end, int64_t thread) {
+      float *packed = scratch + thread * per_thread, *sums = packed + packing.floats();
+      for (int64_t i = 0; i < sums_size; i += kWidth) store(sums + i, Vec{});
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t band = item % bands, group = item / bands % problem.groups;
+        const int64_t rows = problem.out_size[0], first = rows * band / bands;
+        add(item / (bands * problem.groups), group, first, rows * (band + 1) / bands - first, packed,
+            sums + group * outputs * taps * kWidth);
       }
     });
     finish();

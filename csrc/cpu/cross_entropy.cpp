@@ -10,6 +10,7 @@
 
 #include "cross_entropy_lanes.h"
 #include "cross_entropy_rows.h"
+#include "parts.h"
 
 namespace fastdl::cpu::cross_entropy {
 namespace {
@@ -19,17 +20,12 @@ constexpr int64_t kChunk = 16384;            // logits whose losses are summed t
 constexpr int64_t kStreamBytes = 16 << 20;   // outputs of this size do not stay in the cache anyway
 constexpr int64_t kFewClasses = 2 * kWidth;  // too few to fill vectors with one row
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // f(begin, end, thread) on disjoint ranges that cover [0, n).
 template <class F>
 void each_thread(const Context* context, int64_t n, int64_t grain, const F& f) {
   const int64_t threads = std::min<int64_t>(std::max<int32_t>(context->num_threads, 1), ceil_div(n, grain));
   if (threads <= 1) return f(int64_t{0}, n, int64_t{0});
-  parallel(context, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t thread = begin; thread < end; ++thread)
-      f(n * thread / threads, n * (thread + 1) / threads, thread);
-  });
+  share_out(context, n, threads, f);
 }
 
 // Whether a row's classes fill vectors.

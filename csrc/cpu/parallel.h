@@ -14,4 +14,13 @@ void parallel(const Context* context, int64_t n, int64_t grain, const F& f) {
   context->parallel_for(n, grain, call, const_cast<F*>(&f));
 }
 
+// f(begin, end, thread) for `threads` ranges of nearly one length that cover [0, n).
+template <class F>
+void share_out(const Context* context, int64_t n, int64_t threads, const F& f) {
+  parallel(context, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t thread = begin; thread < end; ++thread)
+      f(n * thread / threads, n * (thread + 1) / threads, thread);
+  });
+}
+
 }  // namespace fastdl::cpu
