@@ -200,11 +200,8 @@ FASTDL_INLINE void for_each_chunk(const Geometry& g, const Tiles& t, int64_t ind
 // f(thread, first, end): each thread's run of all `count` tiles; a thread calls itself by a number.
 template <class F>
 void on_threads(const Context* context, int threads, int64_t count, const F& f) {
-  threads = static_cast<int>(std::min<int64_t>(threads, count));
-  parallel(context, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t thread = begin; thread < end; ++thread)
-      f(thread, count * thread / threads, count * (thread + 1) / threads);
-  });
+  share_out(context, count, std::min<int64_t>(threads, count),
+            [&](int64_t first, int64_t end, int64_t thread) { f(thread, first, end); });
 }
 
 // Four floats of each of kWidth pixels, a[k] those of pixels k, k + 4, k + 8, ...: v[j] is float j of all of
